@@ -1,0 +1,149 @@
+"""AW-SGD for control: the exploration policy Q_τ, and the draw of past trajectories, are learned.
+
+    collect trajectories from (1 − α) P_w + α Q_τ                          seed 001 §7
+    w += ρ · mean_b W_b g_b,       W = p / ((1 − α) p + α q) ≤ 1 / (1 − α)   seed 004
+    τ += η · mean_b (‖W_b g_b‖² − mean) r_b ∇ log q_τ,   r = α q / ((1 − α) p + α q)
+    store them, scored by ‖W g‖; then `updates` − 1 times:                  seeds 003, 004
+        draw b ~ table of scores (mixed with uniform)
+        W_b = min(p_now / p_drawn, clip) / (N · table_b)
+        w += ρ · mean_b W_b g_b;   score_b = min(p_now / p_drawn, clip) · ‖g_b‖
+
+Variants: "replay" is all of this; "mixture" leaves out the memory, and every step is unbiased;
+"paper" is Algorithm 2 of seed 001 to the letter (all trajectories from Q_τ, unbounded weights,
+τ += η ‖d‖² ∇ log q), unbiased, and it diverges: it is there to be seen.
+The replayed steps have one bias, the truncation at `ratio_clip` (none at infinity).
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from awsgd_rl import validation
+from awsgd_rl.adaptation import RunningScale, TableAdaptation, score_function_coefficients
+from awsgd_rl.agents.agent import Agent, AgentConfig
+from awsgd_rl.proposals import TableProposal
+from awsgd_rl.weights import importance_weights, truncated_weights
+
+
+@dataclass(frozen=True)
+class AWSGDConfig(AgentConfig):
+    """Options of AW-SGD."""
+
+    variant: Literal["replay", "mixture", "paper"] = "replay"
+    """What is learned and used: see the module's page."""
+    exploration_share: float | None = None
+    """α in [0, 1): share of each batch that Q_τ draws. Default: depends on variant and policy."""
+    exploration_learning_rate: float = 0.03
+    """Step size η of τ, on squared norms divided by their running mean."""
+    exploration_bound: float = 3.0
+    """Largest difference of τ from w: in log-odds with tables, in norm with networks."""
+    memory: int | None = None
+    """Trajectories kept for replay. Default: 1000 with tables, 64 with networks."""
+    uniform_share: float = 0.5
+    """Share of the replay's draws that are uniform, in [0, 1]: no weight exceeds 1 / share."""
+
+
+class AWSGD(Agent):
+    """The adaptive agent. Arguments as `Agent`; options as `AWSGDConfig`."""
+
+    name = "awsgd"
+    config_class = AWSGDConfig
+    config: AWSGDConfig
+    defaults: ClassVar[dict[str, dict[str, Any]]] = {
+        "TablePolicy": {
+            "batch_size": 20,
+            "updates": 16,
+            "learning_rate": 4.0,
+            "discount": 0.999,
+            "memory": 1000,
+            "exploration_share": 0.0,
+        },
+        "MlpPolicy": {
+            "batch_size": 8,
+            "updates": 8,
+            "learning_rate": 3e-3,
+            "discount": 0.99,
+            "memory": 64,
+            "exploration_share": 0.0,
+        },
+    }
+
+    def __init__(self, policy: str, env: Any, **arguments: Any) -> None:
+        super().__init__(policy, env, **arguments)
+        self.scale = RunningScale()
+        self.table = TableProposal(self.config.memory, uniform_share=self.config.uniform_share)
+        self.adaptation = TableAdaptation(self.table)
+
+    @property
+    def memory_size(self) -> int:
+        """Trajectories that the learner keeps."""
+        return self.config.memory if self.config.variant == "replay" else 0
+
+    @classmethod
+    def check(cls, config: AgentConfig) -> None:
+        """Refuse options that are out of range."""
+        super().check(config)
+        assert isinstance(config, AWSGDConfig)
+        validation.require_name("variant", config.variant, ("replay", "mixture", "paper"))
+        validation.require_fraction("exploration_share", config.exploration_share)
+        validation.require_positive("exploration_learning_rate", config.exploration_learning_rate)
+        validation.require_positive("exploration_bound", config.exploration_bound)
+        validation.require_probability("uniform_share", config.uniform_share)
+        validation.require_integer("memory", config.memory, config.batch_size)
+
+    def update(self, n: int) -> dict[str, float]:
+        """Learn from `n` fresh episodes, then from past ones."""
+        learner = self.learner
+        explored = n if self.config.variant == "paper" else round(self.config.exploration_share * n)
+        fresh = learner.collect(n - explored, explored)
+        weights, exploration_ratio = self.weigh(fresh, explored / n)
+        signal = learner.signal(fresh)
+        measured = self.measure(fresh, weights, signal, learner.ascend(fresh, weights))
+        if explored:
+            self.explore(fresh, weights * signal, exploration_ratio)
+        learner.fit_values(fresh, weights)
+        if self.config.variant == "replay":
+            slots = learner.remember(fresh)
+            self.table.fill(int(slots.max()) + 1)
+            self.table.set_scores(slots, weights * signal)
+            for _ in range(self.config.updates - 1):
+                self.replay(n)
+        return measured
+
+    def weigh(self, fresh: Any, share: float) -> tuple[Tensor, Tensor]:
+        """Set the density that `fresh` was drawn with; return [B] p/m and [B] share·q/m."""
+        log_p = self.learner.log_target(fresh)
+        if share == 0.0:
+            fresh.log_drawn = log_p
+            return torch.ones_like(log_p), torch.zeros_like(log_p)
+        log_q = self.learner.log_exploration(fresh)
+        shares = torch.tensor([1.0 - share, share], dtype=torch.float64).log()
+        fresh.log_drawn = torch.logsumexp(torch.stack([log_p, log_q], 1) + shares, 1)
+        ratio = share * importance_weights(log_q, fresh.log_drawn)
+        return importance_weights(log_p, fresh.log_drawn), ratio
+
+    def explore(self, fresh: Any, norms: Tensor, exploration_ratio: Tensor) -> None:
+        """Step τ down the second moment of the weighted gradient (seed 001 eq. 11)."""
+        squared = norms.square()
+        if self.config.variant == "paper":
+            coefficients = squared
+        else:
+            coefficients = score_function_coefficients(squared, scale=self.scale.update(squared))
+        self.learner.ascend_exploration(fresh, coefficients * exploration_ratio)
+
+    def replay(self, n: int) -> None:
+        """One step on `n` past trajectories drawn by the table of their last gradient norms."""
+        learner, clip = self.learner, self.config.ratio_clip
+        draw = self.table.draw(n, generator=self.generator)
+        log_uniform = torch.full_like(draw.log_q, -torch.tensor(float(self.table.filled)).log())
+        past = learner.recall(draw.items)
+        if learner.ratio == "step":
+            ratio, step_clip = torch.ones_like(draw.log_q), clip
+        else:
+            ratio = truncated_weights(learner.log_target(past), past.log_drawn, clip)
+            step_clip = None
+        signal = ratio * learner.signal(past, step_clip)
+        learner.ascend(past, ratio * importance_weights(log_uniform, draw.log_q), step_clip)
+        self.adaptation.update(draw, signal, log_uniform)

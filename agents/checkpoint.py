@@ -1,0 +1,94 @@
+"""A saved agent: a folder of `agent.json` and `parameters.safetensors`, data without code."""
+
+import json
+import secrets
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from awsgd_rl.runs import atomic_path
+
+SCHEMA = 1
+"""Version of the layout of `agent.json`."""
+
+ABOUT, PARAMETERS = "agent.json", "parameters.safetensors"
+_REQUIRED = {
+    "algorithm": str,
+    "policy": str,
+    "config": dict,
+    "env": dict,
+    "seed": int,
+    "num_timesteps": int,
+    "num_episodes": int,
+}
+
+
+def write_checkpoint(path: Path, about: dict[str, Any], parameters: dict[str, Tensor]) -> None:
+    """Write a saved agent; the folder appears whole, in place of an older one, or not at all.
+
+    Raises:
+        ValueError: if `path` holds something that is not a saved agent.
+    """
+    if path.exists() and not (path / ABOUT).is_file():
+        raise ValueError(f"{path} exists and is no saved agent: choose another folder")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    token = secrets.token_hex(4)
+    partial = path.with_name(f".{path.name}.{token}.partial")
+    partial.mkdir()
+    try:
+        with atomic_path(partial / PARAMETERS) as file:
+            save_file(parameters, file)
+        with atomic_path(partial / ABOUT) as file:
+            text = json.dumps({"schema": SCHEMA, **_spell_infinity(about)}, indent=2)
+            file.write_text(text + "\n", encoding="utf-8")
+        old = path.with_name(f".{path.name}.{token}.old")
+        if path.exists():
+            path.replace(old)
+        partial.replace(path)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return what `write_checkpoint` wrote.
+
+    Raises:
+        ValueError: if there is no saved agent at `path`, it is damaged, or of a newer version.
+    """
+    if not (path / ABOUT).is_file():
+        raise ValueError(f"{path} holds no saved agent: expected a folder with {ABOUT}")
+    try:
+        about = json.loads((path / ABOUT).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path / ABOUT} is damaged: {error}") from None
+    if not isinstance(about, dict) or not isinstance(about.get("schema"), int):
+        raise ValueError(f"{path / ABOUT} is damaged: expected an object with a schema number")
+    if about["schema"] > SCHEMA:
+        raise ValueError(
+            f"{path} was written by a newer awsgd-rl (schema {about['schema']}, this one reads "
+            f"{SCHEMA}): upgrade with pip install -U awsgd-rl"
+        )
+    for name, kind in _REQUIRED.items():
+        if not isinstance(about.get(name), kind):
+            raise ValueError(f"{path / ABOUT} is damaged: {name!r} is {about.get(name)!r}")
+    try:
+        parameters = load_file(path / PARAMETERS)
+    except FileNotFoundError:
+        raise ValueError(f"{path} is damaged: {PARAMETERS} is missing") from None
+    except SafetensorError as error:
+        raise ValueError(f"{path / PARAMETERS} is no whole safetensors file: {error}") from None
+    about["config"] = {
+        name: float("inf") if value == "inf" else value for name, value in about["config"].items()
+    }
+    return about, parameters
+
+
+def _spell_infinity(about: dict[str, Any]) -> dict[str, Any]:
+    # JSON has no infinity, and an option may be infinite (no clipping).
+    config = {k: "inf" if v == float("inf") else v for k, v in about["config"].items()}
+    return {**about, "config": config}

@@ -1,0 +1,751 @@
+"""NeuralLearner: torch policies on any Gymnasium environment, by whole trajectories.
+
+The learner knows nothing of an algorithm: it collects episodes, tells log-probabilities, and takes
+the one step that it is told to take. Which trajectories, with which weights, is the agents' page.
+"""
+
+import copy
+import math
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from awsgd_rl.agents.networks import (
+    Body,
+    Kind,
+    ObservationNormaliser,
+    Policy,
+    ValueFunction,
+    check_spaces,
+    make_policy,
+)
+from awsgd_rl.agents.rollout import (
+    Environment,
+    Episode,
+    EpisodeCollector,
+    Trajectories,
+    make_vector_env,
+)
+
+T = TypeVar("T")
+
+
+def vtrace(
+    rewards: Tensor, values: Tensor, discounts: Tensor, ratios: Tensor, *, trace_decay: float
+) -> tuple[Tensor, Tensor]:
+    v, nxt = values[:-1], values[1:]
+    b = ratios * (rewards + discounts * nxt - v)
+    a = discounts * trace_decay * ratios.clamp(max=1.0)
+    n, step = len(v), 1
+    while step < n:
+        b = torch.cat((b[:-step] + a[:-step] * b[step:], b[-step:]))
+        a = torch.cat((a[:-step] * a[step:], torch.zeros_like(a[-step:])))
+        step *= 2
+    targets = v + b
+    tail = torch.cat((targets[1:] - nxt[:-1], torch.zeros_like(v[:1])))
+    advantages = rewards + discounts * (nxt + trace_decay * tail) - v
+    return targets, advantages
+
+
+class NeuralLearner:
+    """A policy P_w, an exploration policy Q_tau, state values, and a memory of trajectories.
+
+    Args:
+        env: Environment id, environment or vector environment (see `make_vector_env`).
+        kind: "mlp", or "table": one row of outputs per Discrete observation, zero at the start.
+        n_envs: Sub-environments to run at once; best a divisor of the episodes per batch.
+        hidden_sizes: Widths of the hidden layers of each mlp (tanh).
+        learning_rate: Step size of w. None: 3e-3 for an mlp, 1 for a table.
+        optimizer: Name of a class in `torch.optim` for w. None: "Adam" for an mlp, "SGD" for a
+            table. The optimal proposal of seed 003 is the one for SGD.
+        values_learning_rate: Step size of the state values (Adam). None: 3e-3, table 0.1.
+        values_updates: Optimizer steps that one `fit_values` takes.
+        exploration_learning_rate: Step size of tau.
+        exploration_optimizer: Name of a class in `torch.optim` for tau. None: as `optimizer`.
+        exploration_bound: Largest L2 norm of tau - w. None: no bound.
+        discount: Discount per step, in (0, 1].
+        trace_decay: lambda of the V-trace targets, in [0, 1]. 1: the advantage is the reward-to-go
+            less the state value, which is unbiased.
+        memory: Trajectories that the ring memory holds; 0: none.
+        normalise_advantages: Standardise the advantages of each batch (biased, and what makes a
+            step size carry over between tasks). None: True for an mlp, False for a table.
+        normalise_observations: Standardise Box observations by running moments. None: True for
+            Box, False for Discrete.
+        normalise_lengths: Divide a step by the mean length of its trajectories, which makes it a
+            mean over steps (the step size then carries over between episode lengths; with Adam
+            alone it has no effect but on clipping and entropy). False: the mean over trajectories
+            of the sums over steps, unbiased. None: True for an mlp, False for a table.
+        entropy_coefficient: Weight of the mean entropy per step in the objective.
+        max_gradient_norm: Gradients of w longer than this are shortened to it. None: not.
+        reward_scale: Rewards are multiplied by this for learning; returns are reported without.
+        initial_log_std: Log standard deviation at the start, for Box actions, in units in which
+            the finite bounds of an action are -1 and 1.
+        kl_target: `ascend` takes no step while mean KL(P_w at the last `collect`, P_w now) on the
+            trajectories' states is above this, in nats. None: it always does.
+        horizon: Longest episode; needed where the environment has no time limit of its own.
+        device: Device of the networks and trajectories.
+        seed: Seeds weights, actions and the environment's first reset.
+
+    Attributes:
+        policy: P_w.
+        exploration: Q_tau, a copy of P_w's architecture, equal to it at the start.
+        values: State values.
+        metrics: Numbers of the last updates under SB3's names ("policy_gradient_loss", ...).
+
+    Raises:
+        ValueError: for unsupported spaces, an environment without an end, or settings out of range.
+    """
+
+    def __init__(
+        self,
+        env: Environment,
+        *,
+        kind: Kind = "mlp",
+        n_envs: int = 20,
+        hidden_sizes: Sequence[int] = (64, 64),
+        learning_rate: float | None = None,
+        optimizer: str | None = None,
+        values_learning_rate: float | None = None,
+        values_updates: int = 10,
+        exploration_learning_rate: float = 1e-3,
+        exploration_optimizer: str | None = None,
+        exploration_bound: float | None = 1.0,
+        discount: float = 0.99,
+        trace_decay: float = 0.95,
+        memory: int = 0,
+        normalise_advantages: bool | None = None,
+        normalise_observations: bool | None = None,
+        normalise_lengths: bool | None = None,
+        entropy_coefficient: float = 0.0,
+        max_gradient_norm: float | None = None,
+        reward_scale: float = 1.0,
+        initial_log_std: float = 0.0,
+        kl_target: float | None = None,
+        horizon: int | None = None,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+    ) -> None:
+        table = kind == "table"
+        if kind not in ("mlp", "table"):
+            raise ValueError(f'kind must be "mlp" or "table", got {kind!r}')
+        if not hidden_sizes or any(size < 1 for size in hidden_sizes):
+            raise ValueError(f"hidden_sizes must be widths of 1 or more, got {hidden_sizes!r}")
+        if not 0.0 < discount <= 1.0:
+            raise ValueError(f"discount must be in (0, 1], got {discount}")
+        if not 0.0 <= trace_decay <= 1.0:
+            raise ValueError(f"trace_decay must be in [0, 1], got {trace_decay}")
+        if memory < 0:
+            raise ValueError(f"memory must be 0 or more trajectories, got {memory}")
+        if not (math.isfinite(reward_scale) and reward_scale > 0.0):
+            raise ValueError(f"reward_scale must be positive, got {reward_scale}")
+        learning_rate = _default(learning_rate, 1.0 if table else 3e-3)
+        values_learning_rate = _default(values_learning_rate, 0.1 if table else 3e-3)
+        for name, rate in (
+            ("learning_rate", learning_rate),
+            ("values_learning_rate", values_learning_rate),
+            ("exploration_learning_rate", exploration_learning_rate),
+            ("exploration_bound", exploration_bound),
+            ("entropy_coefficient", entropy_coefficient),
+            ("max_gradient_norm", max_gradient_norm),
+            ("kl_target", kl_target),
+        ):
+            if rate is not None and not rate >= 0.0:
+                raise ValueError(f"{name} must be 0 or more, got {rate}")
+
+        self.envs, self.horizon = make_vector_env(env, n_envs, horizon)
+        self.observation_space = self.envs.single_observation_space
+        self.action_space = self.envs.single_action_space
+        check_spaces(self.observation_space, self.action_space)
+        self.kind: Kind = kind
+        self.device = torch.device(device)
+        self.discount = discount
+        self.trace_decay = trace_decay
+        self.reward_scale = reward_scale
+        self.entropy_coefficient = entropy_coefficient
+        self.max_gradient_norm = max_gradient_norm
+        self.exploration_bound = exploration_bound
+        self.kl_target = kl_target
+        self.values_updates = values_updates
+        self.normalise_advantages = _default(normalise_advantages, not table)
+        self.normalise_lengths = _default(normalise_lengths, not table)
+        self.metrics: dict[str, float] = {}
+
+        # One seed for each use, so that evaluating in between does not change the training.
+        seeds = np.random.SeedSequence(seed).generate_state(4)
+        weights_generator = torch.Generator().manual_seed(int(seeds[0]))
+        self._generator = torch.Generator(self.device).manual_seed(int(seeds[1]))
+        self._predict_generator = torch.Generator(self.device).manual_seed(int(seeds[2]))
+        self._collector = EpisodeCollector(self.envs, self.horizon, int(seeds[3]))
+
+        self._box = isinstance(self.observation_space, gym.spaces.Box)
+        self.normaliser: ObservationNormaliser | None = None
+        if self._box and normalise_observations is not False:
+            assert self.observation_space.shape is not None
+            self.normaliser = ObservationNormaliser(self.observation_space.shape).to(self.device)
+        self.policy: Policy = make_policy(
+            self.observation_space,
+            self.action_space,
+            kind,
+            hidden_sizes,
+            initial_log_std,
+            weights_generator,
+        ).to(self.device)
+        self.exploration: Policy = copy.deepcopy(self.policy)
+        # P_w as it was at the last collect: what `kl_target` measures from.
+        self._anchor: Policy = copy.deepcopy(self.policy)
+        body = Body(self.observation_space, 1, kind, hidden_sizes, 1.0, weights_generator)
+        self.values = ValueFunction(body).to(self.device)
+
+        optimizer = optimizer or ("SGD" if table else "Adam")
+        self.optimizers = {
+            "policy": _optimizer(optimizer, self.policy, learning_rate),
+            "values": _optimizer("Adam", self.values, values_learning_rate),
+            "exploration": _optimizer(
+                exploration_optimizer or optimizer, self.exploration, exploration_learning_rate
+            ),
+        }
+        self._actions = _ActionUnits(self.action_space)
+        self._memory: list[Trajectories | None] = [None] * memory
+        self._write = 0
+
+    # -- episodes ---------------------------------------------------------------------------
+
+    def collect(self, n_target: int, n_exploration: int = 0) -> Trajectories:
+        """Fresh whole episodes, the first `n_target` under P_w, the others under Q_tau.
+
+        The observations' moments move on here and nowhere else, so log-probabilities of the batch
+        stay what they were when it was drawn until the policy itself moves.
+
+        Args:
+            n_target: Episodes under P_w.
+            n_exploration: Episodes under Q_tau.
+
+        Returns:
+            n_target + n_exploration trajectories; `log_drawn` is that of the policy that ran each.
+        """
+        if n_target < 0 or n_exploration < 0 or n_target + n_exploration < 1:
+            raise ValueError(
+                "at least one episode must be collected, and no negative number: "
+                f"got n_target={n_target}, n_exploration={n_exploration}"
+            )
+        if self.normaliser is not None:
+            self.normaliser.refresh()
+        self._anchor.load_state_dict(self.policy.state_dict())
+        explore = np.arange(n_target + n_exploration) >= n_target
+        trajectories = self._pad(self._collector.collect(explore, self._act), explore)
+        with torch.no_grad():
+            trajectories.step_log_drawn = torch.where(
+                trajectories.from_target,
+                self._step_log_probs(self.policy, trajectories),
+                self._step_log_probs(self.exploration, trajectories)
+                if n_exploration
+                else trajectories.step_log_drawn,
+            )
+        trajectories.log_drawn = trajectories.step_log_drawn.sum(0, dtype=torch.float64)
+        if self.normaliser is not None:
+            self.normaliser.observe(trajectories.observations[:-1][trajectories.mask])
+        return trajectories
+
+    @torch.no_grad()
+    def _act(
+        self, observations: npt.NDArray[Any], explore: npt.NDArray[np.bool_]
+    ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        inputs = self._features(self._observed(observations))
+        if not explore.any():
+            outputs = self.policy(inputs)
+        elif explore.all():
+            outputs = self.exploration(inputs)
+        else:
+            chosen = torch.from_numpy(explore).to(self.device).unsqueeze(-1)
+            outputs = torch.where(chosen, self.exploration(inputs), self.policy(inputs))
+        actions = self.policy.draw(outputs, self._generator).cpu().numpy()
+        return self._actions.to_env(actions), actions
+
+    def _observed(self, observations: npt.ArrayLike) -> Tensor:
+        """[N, ...] Observations of the environment as they are stored: float, or states from 0."""
+        array = np.asarray(observations)
+        if isinstance(self.observation_space, gym.spaces.Discrete):
+            array = array.astype(np.int64) - int(self.observation_space.start)
+        else:
+            array = array.astype(np.float32)
+        return torch.from_numpy(array).to(self.device)
+
+    def _features(self, observations: Tensor) -> Tensor:
+        return observations if self.normaliser is None else self.normaliser(observations)
+
+    def _pad(self, episodes: list[Episode], explore: npt.NDArray[np.bool_]) -> Trajectories:
+        lengths = np.array([len(episode.rewards) for episode in episodes])
+        longest, count = int(lengths.max()), len(episodes)
+        first = episodes[0]
+        observations = np.zeros((longest + 1, count, *first.observations.shape[1:]))
+        actions = np.zeros((longest, count, *first.actions.shape[1:]), first.actions.dtype)
+        rewards = np.zeros((longest, count))
+        for b, (episode, length) in enumerate(zip(episodes, lengths, strict=True)):
+            observations[: length + 1, b] = episode.observations
+            actions[:length, b] = episode.actions
+            rewards[:length, b] = episode.rewards
+        if not (np.isfinite(rewards).all() and np.isfinite(observations).all()):
+            raise ValueError(
+                "the environment gave a reward or an observation that is not finite: "
+                "repair it, nothing can be learned from such an episode"
+            )
+        states = self._observed(observations)
+        mask = np.arange(longest)[:, None] < lengths
+        if not self._box:
+            states[1:][torch.from_numpy(~mask)] = states[1:][torch.from_numpy(~mask)].clamp(min=0)
+        discounts = self.discount ** np.arange(longest)
+
+        def tensor(array: npt.NDArray[Any]) -> Tensor:
+            return torch.from_numpy(array).to(self.device)
+
+        return Trajectories(
+            observations=states,
+            actions=tensor(actions),
+            rewards=tensor(rewards.astype(np.float32)),
+            mask=tensor(mask),
+            step_log_drawn=torch.zeros(longest, count, dtype=torch.float64, device=self.device),
+            terminated=tensor(np.array([episode.terminated for episode in episodes])),
+            lengths=tensor(lengths),
+            returns=tensor(discounts @ rewards),
+            success=tensor(np.array([episode.success for episode in episodes])),
+            from_target=tensor(~explore),
+            log_drawn=torch.zeros(count, dtype=torch.float64, device=self.device),
+        )
+
+    # -- memory -----------------------------------------------------------------------------
+
+    def remember(self, trajectories: Trajectories) -> Tensor:
+        """Put trajectories into the ring memory, in place of the oldest.
+
+        Args:
+            trajectories: B trajectories, at most as many as the memory holds.
+
+        Returns:
+            [B] long: the slots that hold them now.
+
+        Raises:
+            ValueError: if they do not fit.
+        """
+        size = len(self._memory)
+        if len(trajectories) > size:
+            raise ValueError(
+                f"{len(trajectories)} trajectories do not fit into a memory of {size}: "
+                "raise `memory` or collect fewer at a time"
+            )
+        slots = [(self._write + b) % size for b in range(len(trajectories))]
+        for slot, row in zip(slots, trajectories.rows(), strict=True):
+            self._memory[slot] = row
+        self._write = (self._write + len(trajectories)) % max(size, 1)
+        return torch.tensor(slots, device=self.device)
+
+    def recall(self, slots: Tensor) -> Trajectories:
+        """The trajectories in slots [B] of the memory (repeats allowed), as they were stored.
+
+        Raises:
+            ValueError: if a slot is empty or not there.
+        """
+        rows = []
+        for slot in slots.tolist():
+            row = self._memory[slot] if 0 <= slot < len(self._memory) else None
+            if row is None:
+                raise ValueError(f"slot {slot} of the memory holds no trajectory")
+            rows.append(row)
+        return Trajectories.stack(rows)
+
+    # -- probabilities ----------------------------------------------------------------------
+
+    @torch.no_grad()
+    def log_target(self, trajectories: Trajectories) -> Tensor:
+        """[B] float64: sum over steps of log P_w(a_t | s_t), now."""
+        return self._step_log_probs(self.policy, trajectories).sum(0, dtype=torch.float64)
+
+    @torch.no_grad()
+    def log_exploration(self, trajectories: Trajectories) -> Tensor:
+        """[B] float64: sum over steps of log Q_tau(a_t | s_t), now."""
+        return self._step_log_probs(self.exploration, trajectories).sum(0, dtype=torch.float64)
+
+    def _step_outputs(self, policy: Policy, trajectories: Trajectories) -> tuple[Tensor, Tensor]:
+        """[N, K] outputs and [N] log-probabilities of the N steps that happened."""
+        mask = trajectories.mask
+        outputs = policy(self._features(trajectories.observations[:-1][mask]))
+        return outputs, policy.log_prob(outputs, trajectories.actions[mask])
+
+    def _step_log_probs(self, policy: Policy, trajectories: Trajectories) -> Tensor:
+        """[T, B] log-probabilities, zero beyond the end."""
+        return _unpack(self._step_outputs(policy, trajectories)[1], trajectories.mask)
+
+    # -- gradients --------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _evaluate(
+        self, trajectories: Trajectories, log_now: Tensor, step_clip: float | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """[T, B] each: truncated ratios, V-trace targets and advantages, zero beyond the end.
+
+        A truncated episode goes on after its last step in the value of its final observation;
+        a terminated one does not.
+        """
+        mask = trajectories.mask
+        if step_clip is None:
+            ratios = mask.to(log_now.dtype)
+        else:
+            drawn = trajectories.step_log_drawn[mask]
+            ratios = _unpack((log_now - drawn).exp().clamp(max=step_clip), mask)
+        visited = trajectories.visited
+        values = _unpack(self.values(self._features(trajectories.observations[visited])), visited)
+        last = torch.arange(len(mask), device=mask.device).unsqueeze(1) == trajectories.lengths - 1
+        discounts = self.discount * (mask & ~(last & trajectories.terminated))
+        # Beyond the end the ratio is zero, which cuts the trace there.
+        rewards = trajectories.rewards * self.reward_scale
+        targets, advantages = vtrace(
+            rewards, values, discounts, ratios, trace_decay=self.trace_decay
+        )
+        return ratios, targets, advantages * mask
+
+    def ascend(
+        self, trajectories: Trajectories, weights: Tensor, step_clip: float | None = None
+    ) -> None:
+        """One optimizer step on w along `mean_b weights_b sum_t c_t A_t grad log P_w(a_t|s_t)`.
+
+        A_t is the V-trace advantage with the values as they are (Espeholt et al. 2018), and c_t is
+        1 if `step_clip` is None, else min(p_now(a_t|s_t) / p_drawn(a_t|s_t), step_clip). Where the
+        settings ask for it the advantages are standardised over the batch's steps and the sum is
+        divided by the mean length. tau takes w's step too, so that tau - w stays as it is.
+
+        Args:
+            trajectories: B trajectories.
+            weights: [B] Weight of each, without gradient.
+            step_clip: Largest ratio of a step, or None for no ratios.
+        """
+        self._check_weights(weights, trajectories)
+        mask = trajectories.mask
+        outputs, log_now = self._step_outputs(self.policy, trajectories)
+        if self.kl_target is not None:
+            with torch.no_grad():
+                anchor, _ = self._step_outputs(self._anchor, trajectories)
+                kl = float(self.policy.kl(anchor, outputs).mean())
+            self.metrics["approx_kl"] = kl
+            if kl > self.kl_target:
+                return
+        ratios, _, advantages = self._evaluate(trajectories, log_now.detach(), step_clip)
+        if self.normalise_advantages:
+            steps = advantages[mask]
+            deviation = steps.std(correction=0).clamp(min=1e-8)
+            advantages = (advantages - steps.mean()) / deviation
+        terms = ((ratios * advantages) * weights.to(ratios.dtype))[mask] * log_now
+        gain = terms.sum() / self._scale(trajectories)
+        entropy = self.policy.entropy(outputs).mean()
+        loss = -gain - self.entropy_coefficient * entropy
+        self.optimizers["policy"].zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        parameters = list(self.policy.parameters())
+        limit = math.inf if self.max_gradient_norm is None else self.max_gradient_norm
+        norm = nn.utils.clip_grad_norm_(parameters, limit)
+        before = [parameter.detach().clone() for parameter in parameters]
+        self.optimizers["policy"].step()
+        with torch.no_grad():
+            for old, new, tau in zip(
+                before, parameters, self.exploration.parameters(), strict=True
+            ):
+                tau.add_(new - old)
+        self.metrics.update(
+            policy_gradient_loss=-float(gain.detach()),
+            entropy_loss=-float(entropy.detach()),
+            loss=float(loss.detach()),
+            gradient_norm=float(norm),
+        )
+        if step_clip is not None:
+            clipped = (ratios >= step_clip) & mask
+            self.metrics["clip_fraction"] = float(clipped.sum() / mask.sum())
+
+    def ascend_exploration(self, trajectories: Trajectories, coefficients: Tensor) -> None:
+        """One optimizer step on tau along `mean_b coefficients_b grad log Q_tau(trajectory b)`.
+
+        Divided by the mean length where the settings ask for it. Afterwards tau - w is shortened
+        to `exploration_bound`.
+
+        Args:
+            trajectories: B trajectories.
+            coefficients: [B] Coefficient of each, without gradient.
+        """
+        self._check_weights(coefficients, trajectories)
+        _, log_now = self._step_outputs(self.exploration, trajectories)
+        weights = coefficients.to(log_now.dtype).expand(trajectories.mask.shape)
+        loss = -(weights[trajectories.mask] * log_now).sum() / self._scale(trajectories)
+        self.optimizers["exploration"].zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizers["exploration"].step()
+        self._bound_exploration()
+
+    @torch.no_grad()
+    def _bound_exploration(self) -> None:
+        if self.exploration_bound is None:
+            return
+        pairs = list(zip(self.exploration.parameters(), self.policy.parameters(), strict=True))
+        norm = torch.stack([(tau - w).square().sum() for tau, w in pairs]).sum().sqrt()
+        if norm > self.exploration_bound:
+            for tau, w in pairs:
+                tau.copy_(torch.lerp(w, tau, float(self.exploration_bound / norm)))
+
+    def signal(
+        self, trajectories: Trajectories, step_clip: float | None = None, *, exact: bool = False
+    ) -> Tensor:
+        """[B] float64: norm of each trajectory's gradient estimate `sum_t c_t A_t grad log P_w`.
+
+        By default its last-layer stand-in (seeds 003 and 004): the norm of the gradient by the
+        network's *outputs* at all steps, `sqrt(sum_t (c_t A_t)^2 |d log pi / d output_t|^2)`,
+        which costs one forward pass. It is proportional to the norm for all that a proposal needs
+        when the steps' gradients are about orthogonal and of similar sensitivity to the outputs.
+
+        Args:
+            trajectories: B trajectories.
+            step_clip: As in `ascend`.
+            exact: The true norm by per-trajectory gradients; slow, for tests and studies.
+        """
+        mask = trajectories.mask
+        with torch.no_grad():
+            outputs, log_now = self._step_outputs(self.policy, trajectories)
+            ratios, _, advantages = self._evaluate(trajectories, log_now, step_clip)
+            coefficients = ratios * advantages
+            if not exact:
+                score = self.policy.score_square(outputs, trajectories.actions[mask])
+                square = coefficients.double().square() * _unpack(score.double(), mask)
+                return square.sum(0).sqrt()
+        return self._gradient_norms(trajectories, coefficients)
+
+    def _gradient_norms(self, trajectories: Trajectories, coefficients: Tensor) -> Tensor:
+        parameters = {name: p.detach() for name, p in self.policy.named_parameters()}
+
+        def gain(
+            parameters: dict[str, Tensor], states: Tensor, actions: Tensor, weights: Tensor
+        ) -> Tensor:
+            outputs = torch.func.functional_call(self.policy, parameters, (states,))
+            return (weights * self.policy.log_prob(outputs, actions)).sum()
+
+        states = self._features(trajectories.observations[:-1])
+        per_trajectory = torch.func.vmap(torch.func.grad(gain), in_dims=(None, 1, 1, 1))
+        gradients = per_trajectory(parameters, states, trajectories.actions, coefficients)
+        squares = [g.double().square().flatten(1).sum(1) for g in gradients.values()]
+        return torch.stack(squares).sum(0).sqrt()
+
+    def fit_values(self, trajectories: Trajectories) -> None:
+        """Fit the state values to the V-trace targets of these trajectories.
+
+        Call it after the last `ascend` on a fresh batch: values that have seen a trajectory are
+        no unbiased baseline for it. Old trajectories are corrected by ratios truncated at 1.
+
+        Args:
+            trajectories: B trajectories.
+        """
+        mask = trajectories.mask
+        inputs = self._features(trajectories.observations[:-1][mask])
+        with torch.no_grad():
+            _, log_now = self._step_outputs(self.policy, trajectories)
+            steps = self._evaluate(trajectories, log_now, 1.0)[1][mask]
+        self.values.rescale(steps)
+        for update in range(self.values_updates):
+            # In standardised units, so that the step size does not depend on the rewards' size.
+            error = (self.values(inputs) - steps) / self.values.scale
+            loss = error.square().mean()
+            self.optimizers["values"].zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.optimizers["values"].step()
+            if update == 0:
+                self.metrics["value_loss"] = float(loss.detach())
+                self.metrics["explained_variance"] = 1.0 - float(
+                    error.detach().var(correction=0)
+                    / (steps.var(correction=0) / self.values.scale.square()).clamp(min=1e-12)
+                )
+
+    def _scale(self, trajectories: Trajectories) -> Tensor | int:
+        """Steps of the batch if steps are normalised by length, else its trajectories."""
+        return trajectories.lengths.sum() if self.normalise_lengths else len(trajectories)
+
+    def _check_weights(self, weights: Tensor, trajectories: Trajectories) -> None:
+        if weights.shape != (len(trajectories),):
+            raise ValueError(
+                f"expected one weight for each of {len(trajectories)} trajectories, "
+                f"got shape {tuple(weights.shape)}"
+            )
+        if weights.requires_grad:
+            raise ValueError("weights must not require a gradient: pass weights.detach()")
+
+    # -- use --------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def predict(
+        self, observation: npt.ArrayLike, *, deterministic: bool = False, explore: bool = False
+    ) -> npt.NDArray[Any]:
+        """Actions for one observation, or for a batch of them.
+
+        Args:
+            observation: One observation, or [N, ...].
+            deterministic: The most probable action (the mean, for Box) rather than a draw.
+            explore: Act by Q_tau rather than P_w.
+
+        Returns:
+            An action as the environment takes it, or [N, ...] actions.
+
+        Raises:
+            ValueError: if the shape is neither that of one observation nor of a batch.
+        """
+        array = np.asarray(observation)
+        shape = self.observation_space.shape
+        assert shape is not None
+        if array.shape != shape and array.shape[1:] != shape:
+            raise ValueError(
+                f"expected an observation of shape {shape} or a batch (n, *{shape}), "
+                f"got shape {array.shape}"
+            )
+        single = array.shape == shape
+        policy = self.exploration if explore else self.policy
+        outputs = policy(self._features(self._observed(array[None] if single else array)))
+        actions = (
+            policy.mode(outputs)
+            if deterministic
+            else policy.draw(outputs, self._predict_generator)
+        )
+        chosen = self._actions.to_env(actions.cpu().numpy())
+        return np.asarray(chosen[0]) if single else chosen
+
+    def close(self) -> None:
+        """Close the environments."""
+        self.envs.close()
+
+    # -- state ------------------------------------------------------------------------------
+
+    def _modules(self) -> dict[str, nn.Module]:
+        modules: dict[str, nn.Module] = {
+            "policy": self.policy,
+            "exploration": self.exploration,
+            "values": self.values,
+        }
+        if self.normaliser is not None:
+            modules["observations"] = self.normaliser
+        return modules
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Flat tensors of networks, moments and optimizers; not the memory, not the episodes."""
+        state = {
+            f"{name}.{key}": value.detach().clone().contiguous()
+            for name, module in self._modules().items()
+            for key, value in module.state_dict().items()
+        }
+        for name, optimizer in self.optimizers.items():
+            for index, entries in optimizer.state_dict()["state"].items():
+                for key, value in entries.items():
+                    if isinstance(value, Tensor):
+                        state[f"{name}_optimizer.{index}.{key}"] = value.detach().clone()
+        return state
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take the tensors of `state_dict`.
+
+        Raises:
+            ValueError: if tensors are missing, left over or of another shape; nothing is changed.
+        """
+        expected = {
+            f"{name}.{key}": value
+            for name, module in self._modules().items()
+            for key, value in module.state_dict().items()
+        }
+        networks = {key: value for key, value in state.items() if "_optimizer." not in key}
+        if wrong := sorted(expected.keys() ^ networks.keys()):
+            raise ValueError(
+                f"the saved parameters do not fit this agent: {wrong[0]!r} is on one side only; "
+                "load them into an agent of the same policy, spaces and settings"
+            )
+        for key, value in expected.items():
+            if value.shape != networks[key].shape:
+                raise ValueError(
+                    f"the saved parameters do not fit this agent: {key!r} has shape "
+                    f"{tuple(networks[key].shape)}, expected {tuple(value.shape)}"
+                )
+        for name, module in self._modules().items():
+            start = len(name) + 1
+            module.load_state_dict(
+                {k[start:]: v for k, v in networks.items() if k.startswith(f"{name}.")}
+            )
+        self._anchor.load_state_dict(self.policy.state_dict())
+        for name, optimizer in self.optimizers.items():
+            entries: dict[int, dict[str, Tensor]] = {}
+            for full, value in state.items():
+                if full.startswith(f"{name}_optimizer."):
+                    _, index, key = full.split(".", 2)
+                    entries.setdefault(int(index), {})[key] = value
+            groups = optimizer.state_dict()["param_groups"]
+            optimizer.load_state_dict({"state": entries, "param_groups": groups})
+
+    def policy_table(self) -> Tensor:
+        """[S, A] probabilities of P_w, for Discrete observations and actions."""
+        return self._table(self.policy)
+
+    def exploration_table(self) -> Tensor:
+        """[S, A] probabilities of Q_tau, for Discrete observations and actions."""
+        return self._table(self.exploration)
+
+    @torch.no_grad()
+    def _table(self, policy: Policy) -> Tensor:
+        discrete = gym.spaces.Discrete
+        if not (
+            isinstance(self.observation_space, discrete) and isinstance(self.action_space, discrete)
+        ):
+            raise ValueError("only policies on Discrete observations and actions are a table")
+        states = torch.arange(int(self.observation_space.n), device=self.device)
+        probabilities: Tensor = policy(states).exp()
+        return probabilities
+
+    @property
+    def spaces(self) -> dict[str, str]:
+        """What the learner was made for, as text for a saved agent's JSON."""
+        return {"observation": str(self.observation_space), "action": str(self.action_space)}
+
+
+class _ActionUnits:
+    """Actions between the policy's units and the environment's.
+
+    A policy's Box action is flat, and -1 and 1 are the bounds of a coordinate that has two finite
+    ones; other coordinates are as they are.
+    """
+
+    def __init__(self, space: gym.Space[Any]) -> None:
+        self.space = space
+        if isinstance(space, gym.spaces.Box):
+            low = space.low.astype(np.float64).reshape(-1)
+            high = space.high.astype(np.float64).reshape(-1)
+            bounded = np.isfinite(low) & np.isfinite(high) & (high > low)
+            self.centre = np.where(bounded, (np.where(bounded, low, 0) + high) / 2, 0.0)
+            self.half = np.where(bounded, (high - np.where(bounded, low, 0)) / 2, 1.0)
+            self.low, self.high = low, high
+
+    def to_env(self, actions: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """[N, ...] actions of the environment, within its bounds."""
+        if isinstance(self.space, gym.spaces.Box):
+            scaled = np.clip(self.centre + self.half * actions, self.low, self.high)
+            return scaled.astype(self.space.dtype).reshape(len(actions), *self.space.shape)
+        assert isinstance(self.space, gym.spaces.Discrete)
+        return (actions + int(self.space.start)).astype(self.space.dtype)
+
+
+def _default(value: T | None, otherwise: T) -> T:
+    return otherwise if value is None else value
+
+
+def _optimizer(name: str, module: nn.Module, rate: float) -> torch.optim.Optimizer:
+    cls = getattr(torch.optim, name, None)
+    if not (isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)):
+        raise ValueError(f"unknown optimizer {name!r}: expected a class of torch.optim, as 'Adam'")
+    made: torch.optim.Optimizer = cls(module.parameters(), lr=rate)
+    return made
+
+
+def _unpack(flat: Tensor, mask: Tensor) -> Tensor:
+    """[T, B, ...] with the entries of flat [N, ...] where mask [T, B] is True, zero elsewhere."""
+    full = flat.new_zeros((*mask.shape, *flat.shape[1:]))
+    full[mask] = flat
+    return full

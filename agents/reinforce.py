@@ -1,0 +1,53 @@
+"""REINFORCE: the on-policy policy gradient (Williams 1992), AW-SGD's baseline.
+
+    collect trajectories from P_w
+    w += ρ · mean_b g_b,    g_b = Σ_t γ^t (G_t − V(s_t)) ∇ log p_w(a_t | s_t)
+    again, `updates` − 1 times:  w += ρ · mean_b min(p_now / p_drawn, clip) g_b
+    fit V
+
+With `updates=1` every step is unbiased, and this is the baseline of seed 001 §7; further updates
+use the batch again as PPO does, with truncated ratios. `reward_to_go=False, baseline=False` is the
+seed's weak form: the whole episode's return on each of its actions.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from awsgd_rl.agents.agent import Agent, AgentConfig
+from awsgd_rl.weights import truncated_weights
+
+
+@dataclass(frozen=True)
+class ReinforceConfig(AgentConfig):
+    """Options of REINFORCE."""
+
+
+class Reinforce(Agent):
+    """The on-policy agent. Arguments as `Agent`; options as `ReinforceConfig`."""
+
+    name = "reinforce"
+    config_class = ReinforceConfig
+    config: ReinforceConfig
+    defaults: ClassVar[dict[str, dict[str, Any]]] = {
+        "TablePolicy": {"batch_size": 20, "updates": 1, "learning_rate": 4.0, "discount": 0.999},
+        "MlpPolicy": {"batch_size": 8, "updates": 8, "learning_rate": 3e-3, "discount": 0.99},
+    }
+
+    def update(self, n: int) -> dict[str, float]:
+        """Learn from `n` fresh episodes of the target policy."""
+        learner, clip = self.learner, self.config.ratio_clip
+        fresh = learner.collect(n, 0)
+        fresh.log_drawn = learner.log_target(fresh)
+        ones = torch.ones(n, dtype=torch.float64)
+        signal = learner.signal(fresh)
+        measured = self.measure(fresh, ones, signal, learner.ascend(fresh, ones))
+        for _ in range(self.config.updates - 1):
+            if learner.ratio == "step":
+                learner.ascend(fresh, ones, step_clip=clip)
+            else:
+                ratio = truncated_weights(learner.log_target(fresh), fresh.log_drawn, clip)
+                learner.ascend(fresh, ratio)
+        learner.fit_values(fresh, ones)
+        return measured

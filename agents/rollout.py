@@ -1,0 +1,324 @@
+"""Whole episodes from Gymnasium vector environments, and the batch of trajectories they become."""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+import torch
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from torch import Tensor
+
+AnyVectorEnv = VectorEnv[Any, Any, Any]
+Environment = str | gym.Env[Any, Any] | AnyVectorEnv
+
+# (observations [n, ...], explore [n] bool) -> actions for the env [n, ...], actions to store.
+Act = Callable[
+    [npt.NDArray[Any], npt.NDArray[np.bool_]], tuple[npt.NDArray[Any], npt.NDArray[Any]]
+]
+
+
+class Episode(NamedTuple):
+    """One whole episode of L steps.
+
+    Attributes:
+        observations: [L + 1, ...] Raw observations; the last one is the final observation.
+        actions: [L, ...] Actions in the policy's units.
+        rewards: [L] Rewards as the environment gave them.
+        terminated: Whether the environment ended it; False if it was cut off (truncated).
+        success: `info["is_success"]` of the last step as 0 or 1, nan if there was none.
+    """
+
+    observations: npt.NDArray[Any]
+    actions: npt.NDArray[Any]
+    rewards: npt.NDArray[np.float64]
+    terminated: bool
+    success: float
+
+
+@dataclass
+class Trajectories:
+    """B whole episodes, padded to the longest, T steps.
+
+    Attributes:
+        observations: [T + 1, B, ...] Raw observations (long [T + 1, B] if Discrete), the final
+            one at row `lengths[b]`; zero beyond.
+        actions: [T, B] long, or [T, B, A] float in the policy's units.
+        rewards: [T, B] Rewards as the environment gave them; zero beyond the end.
+        mask: [T, B] True at the steps that happened.
+        step_log_drawn: [T, B] Log-probability of each action under the policy that drew it.
+        terminated: [B] True if the environment ended the episode, False if it was truncated.
+        lengths: [B] Steps, long.
+        returns: [B] Discounted sums of rewards, float64.
+        success: [B] 1 or 0, nan if unknown, float64.
+        from_target: [B] True if P_w drew it, False if Q_tau did.
+        log_drawn: [B] Log-density that the trajectory was drawn with, float64. It starts as that
+            of the policy that drew it; an agent whose density is another (a mixture) replaces it.
+    """
+
+    observations: Tensor
+    actions: Tensor
+    rewards: Tensor
+    mask: Tensor
+    step_log_drawn: Tensor
+    terminated: Tensor
+    lengths: Tensor
+    returns: Tensor
+    success: Tensor
+    from_target: Tensor
+    log_drawn: Tensor
+
+    def __len__(self) -> int:
+        return self.lengths.shape[0]
+
+    @property
+    def truncated(self) -> Tensor:
+        """[B] True if the episode was cut off rather than ended."""
+        return ~self.terminated
+
+    @property
+    def total_rewards(self) -> Tensor:
+        """[B] Undiscounted sums of rewards, float64: what SB3 calls the episode reward."""
+        return self.rewards.sum(0, dtype=torch.float64)
+
+    @property
+    def visited(self) -> Tensor:
+        """[T + 1, B] True at observations that happened, the final ones included."""
+        steps = torch.arange(self.observations.shape[0], device=self.lengths.device)
+        return steps.unsqueeze(1) <= self.lengths
+
+    def rows(self) -> list["Trajectories"]:
+        """The B trajectories one by one, without padding, in memory of their own."""
+        return [
+            Trajectories(
+                **{
+                    field.name: getattr(self, field.name)[
+                        : length + (field.name == "observations"), b : b + 1
+                    ].clone()
+                    if field.name in _STEPWISE
+                    else getattr(self, field.name)[b : b + 1].clone()
+                    for field in fields(self)
+                }
+            )
+            for b, length in enumerate(self.lengths.tolist())
+        ]
+
+    @staticmethod
+    def stack(rows: Sequence["Trajectories"]) -> "Trajectories":
+        """Join batches (of any size) into one padded batch.
+
+        Args:
+            rows: Batches, at least one.
+        """
+        joined = {}
+        for field in fields(Trajectories):
+            parts = [getattr(row, field.name) for row in rows]
+            if field.name in _STEPWISE:
+                longest = max(part.shape[0] for part in parts)
+                width = sum(part.shape[1] for part in parts)
+                padded = parts[0].new_zeros((longest, width, *parts[0].shape[2:]))
+                column = 0
+                for part in parts:
+                    padded[: part.shape[0], column : column + part.shape[1]] = part
+                    column += part.shape[1]
+                joined[field.name] = padded
+            else:
+                joined[field.name] = torch.cat(parts)
+        return Trajectories(**joined)
+
+
+_STEPWISE = frozenset({"observations", "actions", "rewards", "mask", "step_log_drawn"})
+
+
+def make_vector_env(env: Environment, n_envs: int, horizon: int | None) -> tuple[AnyVectorEnv, int]:
+    """A vector environment whose episodes are known to end, and the longest they can be.
+
+    An id, or an environment made by `gym.make`, is made again `n_envs` times from its spec
+    (natively vectorised where it has a vector entry point); an environment that no spec can make
+    again is used itself, alone. A vector environment is used as it is.
+
+    Args:
+        env: Environment id, environment or vector environment.
+        n_envs: Copies to make; no effect on a vector environment.
+        horizon: Longest episode in steps. None: the environment's own time limit. For a vector
+            environment it is only checked, as nothing can end its episodes from outside.
+
+    Returns:
+        The vector environment and its time limit in steps.
+
+    Raises:
+        ValueError: if no time limit is known, or a vector environment does not say how it resets.
+    """
+    if n_envs < 1:
+        raise ValueError(f"n_envs must be at least 1, got {n_envs}")
+    if horizon is not None and horizon < 1:
+        raise ValueError(f"horizon must be at least 1 step, got {horizon}")
+    if isinstance(env, VectorEnv):
+        mode = env.metadata.get("autoreset_mode")
+        if not isinstance(mode, AutoresetMode):
+            raise ValueError(
+                f"{env} does not say how it resets: metadata['autoreset_mode'] is {mode!r}; "
+                "set it to a member of gymnasium.vector.AutoresetMode"
+            )
+        return env, horizon or _limit_of(env)
+    if isinstance(env, str):
+        return _from_spec(_find_spec(env), n_envs, horizon)
+    spec = env.spec
+    if spec is not None and all(w.kwargs is not None for w in spec.additional_wrappers):
+        return _from_spec(spec, n_envs, horizon)
+    if horizon is not None:
+        env = gym.wrappers.TimeLimit(env, max_episode_steps=horizon)
+    limit = horizon or _limit_of(env)
+    only = env
+    return SyncVectorEnv([lambda: only]), limit
+
+
+def _find_spec(name: str) -> gym.envs.registration.EnvSpec:
+    module, _, rest = name.rpartition(":")
+    if module:
+        __import__(module)
+    try:
+        return gym.spec(rest)
+    except gym.error.Error as error:
+        raise ValueError(f"unknown environment {name!r}: {error}") from None
+
+
+def _from_spec(
+    spec: gym.envs.registration.EnvSpec, n_envs: int, horizon: int | None
+) -> tuple[AnyVectorEnv, int]:
+    spec = copy.deepcopy(spec)
+    # Copies are stepped without anyone looking: a window for each would only slow them down.
+    spec.kwargs.pop("render_mode", None)
+    own_limit = spec.max_episode_steps
+    native = spec.vector_entry_point is not None and not spec.additional_wrappers
+    if horizon is not None:
+        # A native vector env without a registered limit need not know `max_episode_steps`.
+        native = native and own_limit is not None
+        spec.max_episode_steps = horizon
+    envs = gym.make_vec(spec, n_envs, "vector_entry_point" if native else "sync")
+    return envs, horizon or _limit_of(envs)
+
+
+def _limit_of(env: gym.Env[Any, Any] | AnyVectorEnv) -> int:
+    """The time limit that an environment states: its spec's, a wrapper's, or a `horizon`."""
+    members: list[Any] = [env]
+    if isinstance(env.unwrapped, SyncVectorEnv):
+        members += env.unwrapped.envs
+    for member in members:
+        if member.spec is not None and member.spec.max_episode_steps is not None:
+            return int(member.spec.max_episode_steps)
+        for name in ("_max_episode_steps", "max_episode_steps", "horizon"):
+            limit = _attribute(member, name)
+            if isinstance(limit, int | np.integer) and limit > 0:
+                return int(limit)
+    raise ValueError(
+        f"{env} has no time limit, so an episode might never end: pass horizon=<steps>, "
+        "or wrap it in gymnasium.wrappers.TimeLimit"
+    )
+
+
+def _attribute(env: Any, name: str) -> Any:
+    while env is not None:
+        if name in vars(env) or hasattr(type(env), name):
+            return getattr(env, name)
+        env = vars(env).get("env")
+    return None
+
+
+class EpisodeCollector:
+    """Runs a fixed number of whole episodes, assigned to the sub-environments in advance.
+
+    Sub-environment i runs the episodes i, i + n, i + 2n, ... to their ends. Taking the first
+    episodes to finish instead would prefer short ones, and bias every estimate.
+
+    Args:
+        envs: Vector environment, in any autoreset mode.
+        horizon: Steps that no episode may exceed.
+        seed: Seeds the first reset; later ones go on with the environments' own generators.
+    """
+
+    def __init__(self, envs: AnyVectorEnv, horizon: int, seed: int | None) -> None:
+        self.envs = envs
+        self.horizon = horizon
+        self.mode: AutoresetMode = envs.metadata["autoreset_mode"]
+        self._seed = seed
+
+    def collect(self, explore: npt.NDArray[np.bool_], act: Act) -> list[Episode]:
+        """Run one episode for each entry of `explore`.
+
+        Args:
+            explore: [B] Whether episode b is run by the exploration policy.
+            act: Chooses actions for all sub-environments at once.
+
+        Returns:
+            The B episodes in the order of `explore`.
+
+        Raises:
+            RuntimeError: if an episode runs beyond the horizon.
+        """
+        n, total = self.envs.num_envs, len(explore)
+        episodes: list[Episode | None] = [None] * total
+        current = np.arange(n)
+        start = np.zeros(n, dtype=np.int64)
+        ghost = np.zeros(n, dtype=np.bool_)
+        observations, _ = self.envs.reset(seed=self._seed)
+        self._seed = None
+        seen: list[npt.NDArray[Any]] = []
+        acted: list[npt.NDArray[Any]] = []
+        rewarded: list[npt.NDArray[np.float64]] = []
+        while (live := current < total).any():
+            # A copy: a vector env may hand out the same buffer at every step.
+            seen.append(np.array(observations))
+            actions, stored = act(seen[-1], explore[np.minimum(current, total - 1)])
+            observations, rewards, terminated, truncated, info = self.envs.step(actions)
+            acted.append(stored)
+            rewarded.append(np.array(rewards, dtype=np.float64))
+            now = len(seen)
+            # After an episode's end NEXT_STEP spends one step on the reset alone: it belongs to
+            # no episode, and the observation that it returns is the first of the next one.
+            start[ghost] = now
+            done = (terminated | truncated) & ~ghost
+            for i in np.flatnonzero(done & live):
+                steps = slice(start[i], now)
+                final, last_info = self._end_of(i, observations, info)
+                episodes[current[i]] = Episode(
+                    np.stack([*(row[i] for row in seen[steps]), final]),
+                    np.stack([row[i] for row in acted[steps]]),
+                    np.array([row[i] for row in rewarded[steps]]),
+                    bool(terminated[i]),
+                    _success(i, last_info),
+                )
+            if (late := live & ~done & ~ghost & (now - start >= self.horizon)).any():
+                i = int(np.flatnonzero(late)[0])
+                raise RuntimeError(
+                    f"an episode of sub-environment {i} ran beyond the horizon of "
+                    f"{self.horizon} steps; give the environment its own time limit "
+                    "(gymnasium.wrappers.TimeLimit)"
+                )
+            current[done] += n
+            start[done] = now
+            if self.mode is AutoresetMode.NEXT_STEP:
+                ghost = done
+            elif self.mode is AutoresetMode.DISABLED and done.any():
+                observations, _ = self.envs.reset(options={"reset_mask": done})
+        return [episode for episode in episodes if episode is not None]
+
+    def _end_of(
+        self, i: int, observations: npt.NDArray[Any], info: dict[str, Any]
+    ) -> tuple[npt.NDArray[Any], dict[str, Any]]:
+        if self.mode is AutoresetMode.SAME_STEP:
+            return np.asarray(info["final_obs"][i]), info.get("final_info", {})
+        return np.asarray(observations[i]), info
+
+
+def _success(i: int, info: dict[str, Any]) -> float:
+    if "is_success" not in info:
+        return float("nan")
+    given = info.get("_is_success")
+    if given is not None and not given[i]:
+        return float("nan")
+    value = info["is_success"][i]
+    return float("nan") if value is None else float(value)

@@ -1,0 +1,361 @@
+"""A table policy on the gridworld, through the compiled engine."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from awsgd_rl.agents import engine, tables
+from awsgd_rl.envs.gridworld import TrapGridworld
+
+
+@dataclass
+class TabularTrajectories:
+    """B whole episodes in the engine's compressed form.
+
+    Attributes:
+        rows: where their rows lie.
+        which: [B] their numbers in `rows`.
+        log_drawn: [B] log density that each was drawn with.
+        returns: [B] discounted return, in scaled reward.
+        raw_returns: [B] undiscounted return, in the environment's reward.
+        lengths: [B] steps.
+        success: [B] 1 where the goal was reached.
+        from_target: [B] True where the target policy drew it.
+    """
+
+    rows: tables.Rows
+    which: NDArray[np.int64]
+    log_drawn: Tensor
+    returns: Tensor
+    raw_returns: Tensor
+    lengths: Tensor
+    success: Tensor
+    from_target: Tensor
+
+    def __len__(self) -> int:
+        return len(self.which)
+
+
+class RowMemory:
+    """The last `capacity` trajectories, their rows in one growing array.
+
+    Rows are appended; when the array is full, those of trajectories that are gone are squeezed out
+    into an array twice the size of what is left: O(1) a row in the long run, and memory in
+    proportion to what the stored trajectories hold.
+    """
+
+    def __init__(self, capacity: int, n_actions: int) -> None:
+        self.capacity = capacity
+        self.stored = 0  # trajectories held, at most `capacity`
+        self._next = 0
+        self._end = 0
+        self.rows = tables.Rows(
+            np.zeros(capacity, np.int64),
+            np.zeros(capacity, np.int64),
+            np.empty(1024, np.int32),
+            np.empty((1024, n_actions, 3)),
+        )
+        self.log_drawn = torch.zeros(capacity, dtype=torch.float64)
+
+    def append(self, trajectories: TabularTrajectories) -> NDArray[np.int64]:
+        """Store trajectories [B], the oldest making way; return their slots [B].
+
+        Raises:
+            ValueError: if there are more of them than the memory holds.
+        """
+        n = len(trajectories)
+        if n > self.capacity:
+            raise ValueError(
+                f"got a batch of {n} trajectories for a memory of {self.capacity}: make it larger"
+            )
+        slots = (self._next + np.arange(n)) % self.capacity
+        self.rows.size[slots] = 0  # before making room, so that what is replaced is squeezed out
+        sizes = trajectories.rows.size[trajectories.which]
+        self._make_room(int(sizes.sum()))
+        tables.copy_rows(trajectories.rows, trajectories.which, self.rows, slots, self._end)
+        self._end += int(sizes.sum())
+        self.log_drawn[torch.from_numpy(slots)] = trajectories.log_drawn
+        self._next = int((self._next + n) % self.capacity)
+        self.stored = min(self.stored + n, self.capacity)
+        return slots
+
+    def _make_room(self, n_rows: int) -> None:
+        if self._end + n_rows <= len(self.rows.state):
+            return
+        live = int(self.rows.size.sum())
+        room = max(1024, 2 * (live + n_rows))
+        new = tables.Rows(
+            np.zeros_like(self.rows.first),
+            np.zeros_like(self.rows.size),
+            np.empty(room, np.int32),
+            np.empty((room, *self.rows.sums.shape[1:])),
+        )
+        everything = np.arange(self.capacity)
+        tables.copy_rows(self.rows, everything, new, everything, 0)
+        self.rows, self._end = new, live
+
+
+class TabularLearner:
+    """Tables on the gridworld: log-odds [S, A] of P_w and Q_τ, and a value per state.
+
+    P_w's step is plain SGD. Q_τ makes each step of P_w too, so that what its own steps learn is the
+    difference τ − w, which stays within `exploration_bound`.
+
+    The objective is the expected discounted return of an episode *of at most the horizon's length*,
+    for which every estimate here is unbiased; a truncated episode has no value left at its end.
+
+    Args:
+        env: the gridworld.
+        seed: of all draws.
+        learning_rate: step size ρ of w.
+        exploration_learning_rate: step size η of τ.
+        exploration_bound: largest |τ − w|, in log-odds.
+        value_rate: share of the way that one visit moves a state's value to a batch's mean return.
+        discount: in (0, 1].
+        reward_scale: rewards are multiplied by it; None for 1 / the largest absolute reward.
+        reward_to_go: weight each action by the return from it on; False for the whole episode's
+            (seed 001).
+        baseline: subtract state values.
+        memory: trajectories that `remember` keeps.
+    """
+
+    ratio = "trajectory"
+
+    def __init__(
+        self,
+        env: TrapGridworld,
+        *,
+        seed: int | None,
+        learning_rate: float,
+        exploration_learning_rate: float = 0.03,
+        exploration_bound: float = 3.0,
+        value_rate: float = 0.1,
+        discount: float = 0.999,
+        reward_scale: float | None = None,
+        reward_to_go: bool = True,
+        baseline: bool = True,
+        memory: int = 0,
+    ) -> None:
+        self.env = env
+        self.learning_rate = learning_rate
+        self.exploration_learning_rate = exploration_learning_rate
+        self.exploration_bound = exploration_bound
+        self.value_rate = value_rate
+        self.discount = discount
+        self.reward_to_go = reward_to_go
+        self.baseline = baseline
+        largest = float(np.abs(env.cell_reward).max())
+        self.reward_scale = (
+            reward_scale if reward_scale is not None else 1.0 / largest if largest else 1.0
+        )
+        self.grid = grid_of(env, self.reward_scale)
+        n_states, n_actions = self.grid.next_state.shape
+        zeros = np.zeros((n_states, n_actions))
+        self.target = tables.make_table(zeros)
+        self.exploration = tables.make_table(zeros)
+        self.values = np.zeros(n_states)
+        self.memory = RowMemory(memory, n_actions) if memory else None
+        self._rng = np.random.default_rng(seed)
+        self._scratch = np.zeros((n_states, n_actions + 1))
+        self._room: tables.Rows | None = None
+
+    def collect(self, n_target: int, n_exploration: int) -> TabularTrajectories:
+        """Run fresh episodes; what the last call returned is overwritten (`remember` copies)."""
+        n = n_target + n_exploration
+        if self._room is None or len(self._room.first) < n:
+            self._room = engine.make_room(self.grid, n)
+        rows, outcomes = engine.rollout(
+            self.grid,
+            self.target,
+            self.exploration,
+            n_target,
+            n_exploration,
+            discount=self.discount,
+            seed=int(self._rng.integers(2**63)),
+            reward_to_go=self.reward_to_go,
+            room=self._room,
+        )
+        return TabularTrajectories(
+            rows=rows,
+            which=np.arange(n),
+            log_drawn=torch.full((n,), torch.nan, dtype=torch.float64),
+            returns=torch.from_numpy(outcomes.total),
+            raw_returns=torch.from_numpy(outcomes.undiscounted / self.reward_scale),
+            lengths=torch.from_numpy(outcomes.length),
+            success=torch.from_numpy((outcomes.end == engine.GOAL).astype(np.float64)),
+            from_target=torch.arange(n) < n_target,
+        )
+
+    def remember(self, trajectories: TabularTrajectories) -> Tensor:
+        """Copy trajectories into the memory; return their slots [B]."""
+        if self.memory is None:
+            raise ValueError("this learner was made with memory=0: pass the number to be kept")
+        return torch.from_numpy(self.memory.append(trajectories))
+
+    def recall(self, slots: Tensor) -> TabularTrajectories:
+        """Return the trajectories in the memory's slots [B] (without copying their rows)."""
+        if self.memory is None:
+            raise ValueError("this learner was made with memory=0: pass the number to be kept")
+        nothing = torch.empty(0)
+        return TabularTrajectories(
+            rows=self.memory.rows,
+            which=slots.numpy(),
+            log_drawn=self.memory.log_drawn[slots],
+            returns=nothing,
+            raw_returns=nothing,
+            lengths=nothing,
+            success=nothing,
+            from_target=nothing,
+        )
+
+    def log_target(self, trajectories: TabularTrajectories) -> Tensor:
+        """Return [B] sum_t log p_w(a_t | s_t)."""
+        return torch.from_numpy(
+            tables.log_probability(trajectories.rows, trajectories.which, self.target)
+        )
+
+    def log_exploration(self, trajectories: TabularTrajectories) -> Tensor:
+        """Return [B] sum_t log q_τ(a_t | s_t)."""
+        return torch.from_numpy(
+            tables.log_probability(trajectories.rows, trajectories.which, self.exploration)
+        )
+
+    def signal(self, trajectories: TabularTrajectories, step_clip: float | None = None) -> Tensor:
+        """Return [B] norms of the trajectories' gradients (unweighted)."""
+        _refuse(step_clip)
+        return torch.from_numpy(
+            tables.gradient_norms(
+                trajectories.rows, trajectories.which, self.target, self._baseline()
+            )
+        )
+
+    def gradient(self, trajectories: TabularTrajectories, weights: Tensor) -> NDArray[np.float64]:
+        """Return mean_b weights_b g_b as a dense array [S, A] (for tests and diagnostics)."""
+        touched = self._accumulate(trajectories, weights)
+        dense = np.array(self._scratch[:, :-1])
+        tables.clear(touched, self._scratch)
+        return dense
+
+    def ascend(
+        self, trajectories: TabularTrajectories, weights: Tensor, step_clip: float | None = None
+    ) -> float:
+        """Step w (and τ with it) along mean_b weights_b g_b; return that mean's norm."""
+        _refuse(step_clip)
+        touched = self._accumulate(trajectories, weights)
+        norm = float(np.linalg.norm(self._scratch[touched, :-1]))
+        tables.apply(self.target, touched, self._scratch, self.learning_rate)
+        tables.apply(self.exploration, touched, self._scratch, self.learning_rate)
+        tables.clear(touched, self._scratch)
+        return norm
+
+    def ascend_exploration(self, trajectories: TabularTrajectories, coefficients: Tensor) -> None:
+        """Step τ along mean_b coefficients_b sum_t ∇ log q_τ, then bound τ − w."""
+        touched = tables.add_log_gradients(
+            trajectories.rows,
+            trajectories.which,
+            coefficients.numpy() / len(trajectories),
+            self.exploration,
+            self._scratch,
+        )
+        tables.apply(self.exploration, touched, self._scratch, self.exploration_learning_rate)
+        tables.keep_near(self.exploration, self.target, touched, self.exploration_bound)
+        tables.clear(touched, self._scratch)
+
+    def fit_values(self, trajectories: TabularTrajectories, weights: Tensor) -> None:
+        """Move the values of visited states towards their (weighted) mean return."""
+        if self.baseline:
+            tables.fit_values(
+                trajectories.rows,
+                trajectories.which,
+                weights.numpy(),
+                self.values,
+                self.value_rate,
+            )
+
+    def predict(self, observation: Any, deterministic: bool) -> NDArray[np.int64]:
+        """Return actions [B] of P_w for states [B]."""
+        states = np.asarray(observation, dtype=np.int64)
+        if deterministic:
+            return np.asarray(self.target.probability[states].argmax(-1))
+        u = self._rng.random((*states.shape, 1))
+        return np.asarray((u >= self.target.cumulative[states]).sum(-1))
+
+    def policy_table(self) -> NDArray[np.float64]:
+        """Return P_w as probabilities [S, A]."""
+        return self.target.probability.copy()
+
+    def exploration_table(self) -> NDArray[np.float64]:
+        """Return Q_τ as probabilities [S, A]."""
+        return self.exploration.probability.copy()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the tables, to be saved."""
+        return {
+            "target.logits": torch.from_numpy(self.target.logits.copy()),
+            "exploration.logits": torch.from_numpy(self.exploration.logits.copy()),
+            "values": torch.from_numpy(self.values.copy()),
+        }
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take over saved tables.
+
+        Raises:
+            ValueError: if a table is missing, of another shape or not finite; nothing has changed
+                then.
+        """
+        checked = {}
+        for name, here in self.state_dict().items():
+            there = state.get(name)
+            if there is None or there.shape != here.shape or there.dtype != here.dtype:
+                got = "nothing" if there is None else f"{there.dtype} {tuple(there.shape)}"
+                raise ValueError(
+                    f"got {got} for {name!r}, expected {here.dtype} {tuple(here.shape)}: "
+                    "the file is of another environment or damaged"
+                )
+            if not bool(torch.isfinite(there).all()):
+                raise ValueError(f"got NaN or infinite numbers in {name!r}: the file is damaged")
+            checked[name] = there.numpy()
+        self.target = tables.make_table(checked["target.logits"])
+        self.exploration = tables.make_table(checked["exploration.logits"])
+        self.values = checked["values"].copy()
+
+    def _baseline(self) -> NDArray[np.float64]:
+        return self.values  # stays zero without a baseline
+
+    def _accumulate(self, trajectories: TabularTrajectories, weights: Tensor) -> NDArray[np.int64]:
+        touched: NDArray[np.int64] = tables.add_gradients(
+            trajectories.rows,
+            trajectories.which,
+            weights.numpy() / len(trajectories),
+            self.target,
+            self._baseline(),
+            self._scratch,
+        )
+        return touched
+
+
+def grid_of(env: TrapGridworld, reward_scale: float = 1.0) -> engine.Grid:
+    """Return the gridworld as the engine reads it, rewards multiplied by `reward_scale`."""
+    end = np.full(env.n_states, -1, np.int64)
+    end[env.trap_cells] = engine.TRAP
+    end[env.goal_cells] = engine.GOAL
+    return engine.Grid(
+        np.ascontiguousarray(env.next_state, dtype=np.int64),
+        end,
+        np.ascontiguousarray(env.cell_reward * reward_scale),
+        int(env.start),
+        float(env.slip),
+        int(env.horizon),
+    )
+
+
+def _refuse(step_clip: float | None) -> None:
+    if step_clip is not None:
+        raise ValueError(
+            f"got step_clip={step_clip}: the rows of a table's trajectories hold no single steps; "
+            "weight whole trajectories instead"
+        )

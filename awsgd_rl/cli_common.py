@@ -1,0 +1,224 @@
+"""What the commands share: their common options, parsing, errors, and what they print."""
+
+import contextlib
+import io
+import math
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar, final
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+PROGRAM: Final = "awsgd-rl"
+Options = TypeVar("Options")
+Update = Callable[[float, str], None]
+
+_PLAIN_SECONDS: Final = 10.0  # between two progress lines where there is no terminal
+_BOX: Final = re.compile("[╭╮╰╯│─|+]")
+
+
+class UsageError(ValueError):
+    """What the user asked for cannot be: one line on stderr, exit status 2."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Options of every command that makes a run folder."""
+
+    seed: int = 0
+    """Seed of all randomness, 0 or more: the same seed gives the same result."""
+    out: Path | None = None
+    """Run folder to write. Default: runs/<command>-<time stamp>."""
+    overwrite: bool = False
+    """Replace the run that the folder holds."""
+    quiet: bool = False
+    """Print nothing but errors."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+def parse(options: type[Options], command: str, argv: Sequence[str], description: str) -> Options:
+    """Read a command's options from `argv`.
+
+    Args:
+        options: A dataclass; its fields are the options, the docstrings under them their help.
+        command: The command's name.
+        argv: What follows the command's name.
+        description: Shown above the options by `--help`.
+
+    Raises:
+        UsageError: If `argv` does not fit the options.
+        SystemExit: With status 0, after `--help` printed the help.
+    """
+    import tyro
+
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            return tyro.cli(
+                options,
+                prog=f"{PROGRAM} {command}",
+                description=description,
+                args=list(argv),
+                config=(tyro.conf.FlagCreatePairsOff,),
+            )
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise UsageError(_one_line_of_tyro(errors.getvalue(), command)) from None
+
+
+@contextlib.contextmanager
+def bad_usage() -> Iterator[None]:
+    """Turn what is raised while a run is being set up into a `UsageError`.
+
+    A value that the settings do not allow, a file that is not there and a package that is not
+    installed are the user's to put right; after this block an error means that the run failed.
+    """
+    try:
+        yield
+    except (ValueError, OSError, ImportError) as error:
+        raise UsageError(str(error) or repr(error)) from error
+
+
+def one_line(text: object) -> str:
+    """Return the text with every run of white space, line ends included, made one space."""
+    return " ".join(str(text).split())
+
+
+def format_number(value: float | None) -> str:
+    """Return the number with as many digits as a reader wants; "-" when there is none."""
+    if value is None or math.isnan(value):
+        return "-"
+    if isinstance(value, int) or (float(value).is_integer() and abs(value) >= 1000):
+        return f"{value:,.0f}"
+    magnitude = abs(value)
+    return (
+        f"{value:,.0f}"
+        if magnitude >= 1000
+        else f"{value:.1f}"
+        if magnitude >= 100
+        else (f"{value:.2f}" if magnitude >= 10 else f"{value:.3f}")
+    )
+
+
+def format_interval(summary: Mapping[str, Any], name: str) -> str:
+    """Return `summary[name]` with its 95 % interval: "0.984 [0.981, 0.987]"."""
+    low, high = summary.get(f"{name}_low"), summary.get(f"{name}_high")
+    text = format_number(summary.get(name))
+    if low is None and high is None:
+        return text
+    return f"{text} [{format_number(low)}, {format_number(high)}]"
+
+
+def summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return [N] (name, number with its interval) for every name of a summary."""
+    ends = {f"{name}{end}" for name in summary for end in ("_low", "_high")}
+    return [(name, format_interval(summary, name)) for name in summary if name not in ends]
+
+
+@final
+class Output:
+    """What a command prints: in colour with a live bar on a terminal, plain lines elsewhere."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.quiet = quiet
+        self._console: Console | None = None
+
+    @property
+    def console(self) -> "Console":
+        """The console, on the present standard output."""
+        if self._console is None:
+            from rich.console import Console
+
+            # A table must not be folded because a file has no width.
+            width = None if sys.stdout.isatty() else 200
+            self._console = Console(
+                width=width, quiet=self.quiet, highlight=False, markup=False, emoji=False
+            )
+        return self._console
+
+    def line(self, text: str) -> None:
+        """Print one line, as it is: paths are not folded."""
+        self.console.print(text, soft_wrap=True)
+
+    def wrote(self, *paths: Path) -> None:
+        """Print the paths of what was written."""
+        for path in paths:
+            self.line(f"wrote {path}")
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Print a table: the first column to the left, all others to the right."""
+        from rich.box import SIMPLE_HEAD
+        from rich.table import Table
+
+        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, title_style="bold")
+        for index, column in enumerate(columns):
+            table.add_column(column, justify="right" if index else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*row)
+        self.console.print(table)
+
+    @contextlib.contextmanager
+    def progress(self, title: str, total: float, unit: str) -> Iterator[Update]:
+        """Show how far a run is; the block is given `update(done, text)`.
+
+        Args:
+            title: What is running.
+            total: What `done` will be at the end.
+            unit: What is counted ("episodes").
+        """
+        if self.quiet:
+            yield lambda done, text: None
+        elif self.console.is_terminal:
+            with self._bar(title, total, unit) as update:
+                yield update
+        else:
+            yield self._lines(title, total, unit)
+
+    @contextlib.contextmanager
+    def _bar(self, title: str, total: float, unit: str) -> Iterator[Update]:
+        from rich import progress
+
+        bar = progress.Progress(
+            progress.TextColumn("{task.description}"),
+            progress.BarColumn(),
+            progress.TextColumn(f"{{task.completed:,.0f}}/{{task.total:,.0f}} {unit}"),
+            progress.TimeElapsedColumn(),
+            progress.TimeRemainingColumn(),
+            progress.TextColumn("{task.fields[text]}"),
+            console=self.console,
+        )
+        with bar:
+            task = bar.add_task(title, total=total, text="")
+            yield lambda done, text: bar.update(task, completed=done, text=text)
+
+    def _lines(self, title: str, total: float, unit: str) -> Update:
+        printed_at = time.monotonic()
+
+        def update(done: float, text: str) -> None:
+            nonlocal printed_at
+            now = time.monotonic()
+            if now - printed_at < _PLAIN_SECONDS and done < total:
+                return
+            printed_at = now
+            state = f"{title}: {done:,.0f} of {total:,.0f} {unit}"
+            self.line(f"{state}, {text}" if text else state)
+
+        return update
+
+
+def _one_line_of_tyro(box: str, command: str) -> str:
+    """Return what tyro's box of an error says, as one line."""
+    lines = [_BOX.sub(" ", line).strip() if "──" not in line else "" for line in box.splitlines()]
+    text = "\n".join(lines).strip()
+    message = one_line(text.split("\n\n")[0])
+    message = re.sub(r"^Error parsing ", "cannot read ", message.rstrip("."))
+    meant = re.search(r"Perhaps you meant:\s+(--[\w-]+)", text)
+    suggestion = f"; did you mean {meant.group(1)}?" if meant else ""
+    return f"{message}{suggestion} (see {PROGRAM} {command} --help)"

@@ -1,0 +1,372 @@
+"""Figures: plain arrays in, a Matplotlib figure out, with no state kept between two calls.
+
+The only module that imports Matplotlib, and only through its object interface: no window, no
+`pyplot`, no figure that someone has to close. What is drawn is computed elsewhere.
+"""
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import Colormap, LinearSegmentedColormap, LogNorm
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+from numpy.typing import ArrayLike, NDArray
+
+from awsgd_rl.runs import atomic_path
+from awsgd_rl.statistics import Band
+
+__all__ = ["PolicyPanel", "failure_curves", "learning_curves", "policy_maps", "regret_curves"]
+__all__ += ["save_figure"]
+
+# Okabe and Ito's colours, in an order that also differs in lightness.
+PALETTE: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_INK: Final = "#222222"
+_FAINT: Final = "#8A8A8A"
+_STYLE: Final[Any] = {
+    "font.size": 10.5,
+    "text.color": _INK,
+    "axes.labelcolor": _INK,
+    "axes.edgecolor": _FAINT,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "svg.hashsalt": "awsgd-rl",  # the same figure gives the same file
+}
+_DPI: Final = 160
+_SIDE: Final = 3.6  # inches of a map's width
+_GAP: Final = 0.35  # inches between two maps
+# The direction of FrozenLake's actions 0 left, 1 down, 2 right, 3 up; y grows downwards.
+_DIRECTIONS: Final = np.array([[-1, 0], [0, 1], [1, 0], [0, -1]], dtype=np.float64)
+
+
+class PolicyPanel(NamedTuple):
+    """One policy on the map, as `policy_maps` draws it.
+
+    Attributes:
+        title: what stands over the panel.
+        policy: [S, 4] action probabilities.
+        visits: [S] expected visits an episode.
+    """
+
+    title: str
+    policy: NDArray[np.float64]
+    visits: NDArray[np.float64]
+
+
+def learning_curves(
+    trials: ArrayLike,
+    curves: Mapping[str, Band],
+    *,
+    title: str = "Success of the target policy while it learns",
+    subtitle: str = "",
+    ylabel: str = "success probability",
+    percent: bool = True,
+) -> Figure:
+    """Draw a quantity over the trials, with its band, each curve labelled at its end.
+
+    Args:
+        trials: [K] number of trials at each point.
+        curves: [K] estimate, low and high by label; bands that are NaN are left out.
+        title: first line, bold.
+        subtitle: second line.
+        ylabel: what is drawn, with its unit.
+        percent: the quantity is a probability: axis from 0 to 100 %.
+
+    Raises:
+        ValueError: if there is no curve, or one does not have K points.
+    """
+    figure, axes = _curves(trials, curves, title, subtitle, ylabel)
+    if percent:
+        axes.set_ylim(0.0, 1.0)
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    _label_ends(axes, curves)
+    return figure
+
+
+def failure_curves(
+    trials: ArrayLike,
+    curves: Mapping[str, Band],
+    *,
+    floor: float,
+    title: str = "Failure probability of the target policy, log scale",
+    subtitle: str = "",
+) -> Figure:
+    """Draw failure probabilities over the trials on a log scale.
+
+    Args:
+        trials: [K] number of trials at each point.
+        curves: [K] estimate, low and high by label.
+        floor: the smallest probability that the data can tell from 0; what is below is drawn there.
+        title: first line, bold.
+        subtitle: second line.
+
+    Raises:
+        ValueError: if there is no curve, or one without K points; if `floor` is not in (0, 1).
+    """
+    if not 0 < floor < 1:
+        raise ValueError(f"floor must lie inside (0, 1) on a log scale, got {floor}")
+    clipped = {
+        label: Band(*(np.clip(part, floor, 1.0) for part in band)) for label, band in curves.items()
+    }
+    figure, axes = _curves(trials, clipped, title, subtitle, "failure probability")
+    axes.set_yscale("log")
+    axes.set_ylim(floor, 1.0)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
+    _label_ends(axes, clipped)
+    return figure
+
+
+def regret_curves(
+    trials: ArrayLike,
+    curves: Mapping[str, Band],
+    *,
+    title: str = "What learning costs: trials failed so far",
+    subtitle: str = "",
+) -> Figure:
+    """Draw the cumulative number of failures over the trials (the regret against never failing).
+
+    Args:
+        trials: [K] number of trials at each point.
+        curves: [K] estimate, low and high by label, in trials.
+        title: first line, bold.
+        subtitle: second line.
+
+    Raises:
+        ValueError: if there is no curve, or one does not have K points.
+    """
+    figure, axes = _curves(trials, curves, title, subtitle, "trials failed so far")
+    axes.set_ylim(bottom=0.0)
+    axes.yaxis.set_major_formatter(FuncFormatter(_thousands))
+    _label_ends(axes, curves)
+    return figure
+
+
+def policy_maps(
+    panels: Sequence[PolicyPanel],
+    *,
+    columns: int,
+    start: int,
+    goals: ArrayLike,
+    traps: ArrayLike,
+    title: str = "",
+    subtitle: str = "",
+) -> Figure:
+    """Draw policies side by side on the map: mean moves as arrows over the heat of their visits.
+
+    Args:
+        panels: one a policy; tables [S, 4] with FrozenLake's actions, visits [S].
+        columns: cells in a row of the map; S is a multiple of it.
+        start: the start cell.
+        goals: [G] goal cells.
+        traps: [T] trap cells.
+        title: first line, bold.
+        subtitle: second line.
+
+    Raises:
+        ValueError: if there is no panel, or its tables do not fit the map.
+    """
+    if not panels:
+        raise ValueError("got no panel, expected at least one policy to draw")
+    states = len(panels[0].visits)
+    for panel in panels:
+        if panel.policy.shape != (states, 4) or panel.visits.shape != (states,) or states % columns:
+            raise ValueError(
+                f"panel {panel.title!r} has a policy {list(panel.policy.shape)} and visits "
+                f"{list(panel.visits.shape)}, expected [S, 4] and [S], S a multiple of {columns}"
+            )
+    rows = states // columns
+    with matplotlib.rc_context(_STYLE):
+        head = 0.95 if title or subtitle else 0.45
+        height = _SIDE * rows / columns + head + 0.15
+        width = len(panels) * _SIDE + (len(panels) - 1) * _GAP + 1.25
+        figure = Figure(figsize=(width, height), dpi=_DPI)
+        FigureCanvasAgg(figure)
+        norm = LogNorm(0.01, max(2.0, max(float(panel.visits.max()) for panel in panels)))
+        for k, panel in enumerate(panels):
+            left = (0.15 + k * (_SIDE + _GAP)) / width
+            box = (left, 0.15 / height, _SIDE / width, _SIDE * rows / columns / height)
+            axes = figure.add_axes(box)
+            image = _draw_panel(axes, panel, rows, columns, norm)
+            _draw_cells(axes, columns, start, np.asarray(goals), np.asarray(traps))
+            axes.set_title(panel.title, fontsize=10.5, loc="left", pad=5)
+        bar_left = (0.15 + len(panels) * (_SIDE + _GAP) - 0.15) / width
+        bar_axes = figure.add_axes((bar_left, box[1] + 0.1 * box[3], 0.12 / width, 0.8 * box[3]))
+        bar = figure.colorbar(image, cax=bar_axes, extend="min")
+        bar.set_label("visits an episode", fontsize=9.5)
+        bar.ax.tick_params(labelsize=9)
+        bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        bar.outline.set_visible(False)
+        _headline(figure, title, subtitle, left=0.15 / width)
+    return figure
+
+
+def save_figure(figure: Figure, folder: str | Path, name: str) -> list[Path]:
+    """Write `name.png` and `name.svg` into the folder, whole or not at all; return their paths.
+
+    Raises:
+        ValueError: if the folder does not exist.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"no folder {str(folder)!r} to write figures into: make it first")
+    written = []
+    with matplotlib.rc_context(_STYLE):
+        for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
+            path = folder / f"{name}.{kind}"
+            with atomic_path(path) as partial:
+                figure.savefig(partial, format=kind, metadata=metadata)
+            written.append(path)
+    return written
+
+
+def _curves(
+    trials: ArrayLike, curves: Mapping[str, Band], title: str, subtitle: str, ylabel: str
+) -> tuple[Figure, Axes]:
+    points = np.asarray(trials, dtype=np.float64)
+    if not curves:
+        raise ValueError("got no curve, expected at least one")
+    for label, band in curves.items():
+        if any(np.shape(part) != points.shape for part in band):
+            raise ValueError(
+                f"curve {label!r} has {len(band.estimate)} points, expected one for each of the "
+                f"{len(points)} numbers of trials"
+            )
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(7.6, 4.3), dpi=_DPI)
+        FigureCanvasAgg(figure)
+        axes = figure.add_axes((0.105, 0.125, 0.655, 0.70))
+        for k, band in enumerate(curves.values()):
+            color = PALETTE[k % len(PALETTE)]
+            # The first curve is the one that the figure is about: on top.
+            order = 10 - k
+            axes.fill_between(
+                points, band.low, band.high, color=color, alpha=0.16, linewidth=0, zorder=order
+            )
+            axes.plot(points, band.estimate, color=color, linewidth=1.8, zorder=order + 20)
+        axes.set_xlim(0.0, float(points[-1]))
+        axes.set_xlabel("episodes learned from")
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.set_ylabel(ylabel)
+        axes.xaxis.set_major_formatter(FuncFormatter(_thousands))
+        axes.grid(axis="y", color="#E4E4E4", linewidth=0.8)
+        axes.set_axisbelow(True)
+        _headline(figure, title, subtitle, left=0.02)
+    return figure, axes
+
+
+def _headline(figure: Figure, title: str, subtitle: str, left: float) -> None:
+    height = figure.get_size_inches()[1]
+    figure.text(left, 1 - 0.12 / height, title, fontsize=12.5, fontweight="bold", va="top")
+    figure.text(left, 1 - 0.38 / height, subtitle, fontsize=9.8, color="#555555", va="top")
+
+
+def _label_ends(axes: Axes, curves: Mapping[str, Band]) -> None:
+    """Write each label beside its curve's end, moved apart where ends are close."""
+    ends = np.array([[0.0, band.estimate[-1]] for band in curves.values()])
+    at = axes.transAxes.inverted().transform(axes.transData.transform(ends))[:, 1]
+    labels = ["\n".join(textwrap.wrap(label, 20)) for label in curves]
+    heights = np.array([0.058 * (1 + label.count("\n")) for label in labels])
+    order = np.argsort(at, kind="stable")
+    places = _spread(np.clip(at[order], 0.0, 1.0), heights[order])
+    for place, k in zip(places, order, strict=True):
+        axes.text(
+            1.02,
+            place,
+            labels[k],
+            color=PALETTE[k % len(PALETTE)],
+            transform=axes.transAxes,
+            va="center",
+            fontsize=9.8,
+            fontweight="bold" if k == 0 else "normal",
+            linespacing=1.15,
+        )
+
+
+def _spread(at: NDArray[np.float64], heights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Move sorted places apart so that boxes of these heights do not overlap, within [0, 1]."""
+    places = at.copy()
+    for _ in range(200):
+        gaps = np.diff(places) - (heights[1:] + heights[:-1]) / 2
+        if len(gaps) == 0 or gaps.min() >= -1e-6:
+            break
+        push = np.minimum(gaps, 0.0) / 2
+        places[:-1] += push
+        places[1:] -= push
+        places = np.clip(places, heights / 2 - 0.02, 1.02 - heights / 2)
+    return places
+
+
+def _draw_panel(axes: Axes, panel: PolicyPanel, rows: int, columns: int, norm: LogNorm) -> Any:
+    heat = np.maximum(panel.visits, 1e-12).reshape(rows, columns)
+    image = axes.imshow(heat, cmap=_heat_colors(), norm=norm)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_visible(True)
+    for x in range(1, columns):
+        axes.axvline(x - 0.5, color="#DDDDDD", linewidth=0.4)
+    for y in range(1, rows):
+        axes.axhline(y - 0.5, color="#DDDDDD", linewidth=0.4)
+    move = panel.policy @ _DIRECTIONS
+    states = np.arange(rows * columns)
+    # A policy says nothing where it never was: its first values still stand there.
+    drawn = (panel.visits > 1e-3) & (np.hypot(*move.T) > 0.1)
+    axes.quiver(
+        states[drawn] % columns,
+        states[drawn] // columns,
+        0.8 * move[drawn, 0],
+        0.8 * move[drawn, 1],
+        color=np.where(panel.visits[drawn] > 0.25, "white", "#3A3A3A"),
+        angles="xy",
+        scale_units="xy",
+        scale=1.0,
+        units="x",
+        width=0.09,
+        headwidth=4.5,
+        headlength=4.5,
+        headaxislength=4.0,
+        pivot="mid",
+        zorder=5,
+    )
+    return image
+
+
+def _draw_cells(
+    axes: Axes, columns: int, start: int, goals: NDArray[Any], traps: NDArray[Any]
+) -> None:
+    size = _SIDE * 72 / columns  # points a cell
+    for cells, mark, face in ((traps, "x", "#B03A2E"), (goals, "*", "#1E8449")):
+        x, y = cells % columns, cells // columns
+        for left, top in zip(x - 0.5, y - 0.5, strict=True):
+            axes.add_patch(Rectangle((left, top), 1, 1, facecolor=face, zorder=6))
+        axes.plot(
+            x,
+            y,
+            mark,
+            color="white",
+            markersize=size * (0.36 if mark == "x" else 0.55),
+            markeredgewidth=size * (0.09 if mark == "x" else 0.0),
+            zorder=7,
+        )
+    corner = (start % columns - 0.44, start // columns - 0.44)
+    axes.add_patch(Rectangle(corner, 0.88, 0.88, fill=False, edgecolor=_INK, zorder=8, lw=1.6))
+
+
+def _heat_colors() -> Colormap:
+    colors = LinearSegmentedColormap.from_list(
+        "visits", ["#FFFFFF", "#CFE3F2", "#4A98C9", "#08306B"]
+    )
+    return colors.with_extremes(under="#FFFFFF")
+
+
+def _thousands(value: float, _: object = None) -> str:
+    return f"{value:,.0f}"

@@ -1,0 +1,7 @@
+"""Placeholder."""
+
+if __name__ != "awsgd_rl.benchmarks":
+    raise ImportError(
+        f"this folder is the package 'awsgd_rl.benchmarks', but was imported as {__name__!r}: "
+        "install the project (pip install -e .) and import awsgd_rl.benchmarks"
+    )

@@ -1,0 +1,337 @@
+"""Agents side by side on the same maps: what `awsgd-rl compare` computes.
+
+Each algorithm learns on each map (on an environment that has no maps: from each seed) for so many
+episodes, and its target policy's success is averaged over all of them. Intervals are over maps;
+ratios pair what was done on the same map.
+
+Importing this module is cheap: PyTorch, numba and Matplotlib come with the first computation.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from awsgd_rl.benchmarks.trial import ALGORITHMS, BINS, PolicyMap, Task, Trial, run_task
+from awsgd_rl.benchmarks.workers import available_cores, run_tasks
+from awsgd_rl.statistics import Interval, mean_band, mean_interval, ratio_interval
+from awsgd_rl.validation import require_integer, require_name
+
+if TYPE_CHECKING:
+    import gymnasium as gym
+
+    from awsgd_rl.plots import PolicyPanel
+
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """Which agents, on which task, for how long.
+
+    Raises:
+        ValueError: a setting is out of range, unknown, or contradicts another.
+    """
+
+    preset: str | None = None
+    """A named map size, such as 15/9 (`awsgd-rl list` shows all). Default: 15x15 with 9 traps."""
+    size: int | None = None
+    """Cells on a side of the grid, in place of a preset."""
+    traps: int | None = None
+    """Number of traps, with `size`. Default: one for 25 cells."""
+    slip: float | None = None
+    """Probability that a move slips to one of the two sides. Default: 0."""
+    env: str | None = None
+    """Any other Gymnasium environment by its id, in place of a preset or a size."""
+    algos: tuple[str, ...] = ("awsgd", "reinforce", "reinforce-equal")
+    """What is compared: awsgd, reinforce (one update a batch), reinforce-equal (as many updates a
+    batch as awsgd), awsgd-mixture, awsgd-paper."""
+    regime: Literal["strong", "paper"] = "strong"
+    """strong: returns to go, learned state values. paper: raw returns, no state values, batches of
+    4 episodes, as in Bouchard et al. (2015)."""
+    maps: int = 10
+    """Number of maps; for `env`, of seeds."""
+    episodes: int = 20_000
+    """Trials (episodes) on each map."""
+    seed: int = 0
+    """The maps are seed, seed + 1, ...; each is its agents' seed too."""
+    jobs: int | None = None
+    """Processes; the result is the same for any number. Default: one for each core."""
+
+    def __post_init__(self) -> None:
+        grid = {"size": self.size, "traps": self.traps, "slip": self.slip}
+        given = [name for name, value in grid.items() if value is not None]
+        tasks = {"preset": self.preset, "env": self.env, " and ".join(given): given or None}
+        chosen = [name for name, value in tasks.items() if value]
+        if len(chosen) > 1:
+            raise ValueError(f"got {' and '.join(chosen)}, expected one task: leave out the others")
+        if not self.algos:
+            raise ValueError(f"no algorithm to compare: choose from {', '.join(ALGORITHMS)}")
+        for label in self.algos:
+            require_name("algorithm", label, ALGORITHMS)
+        if len(set(self.algos)) < len(self.algos):
+            raise ValueError(f"algos names an algorithm twice: {' '.join(self.algos)}")
+        require_name("regime", self.regime, ("strong", "paper"))
+        require_integer("maps", self.maps)
+        require_integer("episodes", self.episodes)
+        require_integer("seed", self.seed, minimum=0)
+        if self.jobs is not None:
+            require_integer("jobs", self.jobs)
+
+    @property
+    def task(self) -> str:
+        """What is learned, in words."""
+        if self.env is not None:
+            return self.env
+        if self.preset is not None:
+            return f"preset {self.preset}"
+        size = 15 if self.size is None else self.size
+        traps = size * size // 25 if self.traps is None else self.traps
+        return f"{size}×{size} grid with {traps} traps" + (
+            f", slip {self.slip:g}" if self.slip else ""
+        )
+
+    def make_env(self, map_: int) -> "gym.Env[Any, Any]":
+        """Make the environment of one map.
+
+        Raises:
+            ValueError: there is no such environment or preset, or its arguments are not valid.
+        """
+        import gymnasium as gym
+
+        import awsgd_rl.envs
+
+        kwargs: dict[str, Any] = {}
+        id_ = self.env
+        if self.preset is not None:
+            kwargs = dict(awsgd_rl.envs.preset(self.preset).kwargs)
+        elif self.env is None:
+            grid = {"size": 15 if self.size is None else self.size, "traps": self.traps}
+            kwargs = {**grid, "slip": self.slip or 0.0}
+        if id_ is None:
+            id_ = "awsgd_rl/TrapGridworld-v0"
+            if "desc" not in kwargs:
+                kwargs["layout_seed"] = map_
+        try:
+            return gym.make(id_, **kwargs)
+        except gym.error.Error as error:
+            raise ValueError(str(error)) from error
+
+
+class Progress(NamedTuple):
+    """How far the comparison is.
+
+    Attributes:
+        task: what reports.
+        recent: success (or return) of its target policy of late; NaN if it is not known.
+        episodes: trials done in this task.
+        done: trials done in all tasks.
+        total: trials to be done in all tasks.
+    """
+
+    task: str
+    recent: float
+    episodes: int
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All trials of a comparison, and what they say.
+
+    Attributes:
+        config: what was asked for.
+        trials: algorithm by algorithm, map by map.
+    """
+
+    config: CompareConfig
+    trials: tuple[Trial, ...]
+
+    @property
+    def metric(self) -> str:
+        """What is compared: "success" or "return"."""
+        return self.trials[0].metric
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """One row a trial, for `results.json`."""
+        return [trial.row for trial in self.trials]
+
+    def of(self, algorithm: str) -> list[Trial]:
+        """Return the trials of one algorithm, in the order of the maps."""
+        return [trial for trial in self.trials if trial.algorithm == algorithm]
+
+    def summary(self) -> dict[str, float]:
+        """Return the numbers of `results.json`, each with the ends of its 95 % interval.
+
+        `<algo>.success_mean`, `.success_final` (`return_…` where success is not known),
+        `.steps_mean`, and `failure_ratio`, `failure_ratio_equal_updates`: mean failures over maps
+        of the on-policy agent, with one update a batch and with as many, over those of AW-SGD.
+        """
+        numbers: dict[str, float] = {}
+        bounds = (0.0, 1.0) if self.metric == "success" else (-np.inf, np.inf)
+        for algorithm in self.config.algos:
+            trials = self.of(algorithm)
+            for name, values, limits in (
+                (f"{self.metric}_mean", [trial.mean for trial in trials], bounds),
+                (f"{self.metric}_final", [trial.final for trial in trials], bounds),
+                ("steps_mean", [trial.steps for trial in trials], (0.0, np.inf)),
+            ):
+                _add(numbers, f"{algorithm}.{name}", mean_interval(values, bounds=limits))
+        if self.metric == "success" and "awsgd" in self.config.algos:
+            ours = [1.0 - trial.mean for trial in self.of("awsgd")]
+            for algorithm, name in (
+                ("reinforce", "failure_ratio"),
+                ("reinforce-equal", "failure_ratio_equal_updates"),
+            ):
+                if algorithm in self.config.algos:
+                    theirs = [1.0 - trial.mean for trial in self.of(algorithm)]
+                    rng = np.random.default_rng(self.config.seed)
+                    _add(numbers, name, ratio_interval(theirs, ours, rng=rng))
+        return numbers
+
+    def curves(self) -> dict[str, FloatArray]:
+        """Return the curves [maps, BINS] of each algorithm, by its title."""
+        return {
+            ALGORITHMS[algorithm].title: np.stack([trial.curve for trial in self.of(algorithm)])
+            for algorithm in self.config.algos
+        }
+
+
+def compare(
+    config: CompareConfig,
+    *,
+    progress: Callable[[Progress], None] = lambda progress: None,
+    on_trial: Callable[[Trial], None] = lambda trial: None,
+    finished: Iterable[Trial] = (),
+) -> Comparison:
+    """Let every algorithm learn on every map.
+
+    Args:
+        config: which agents, on which task.
+        progress: called a few times a second with how far it is.
+        on_trial: called with each trial when it is done (to be kept, in case of an interruption).
+        finished: trials of an interrupted comparison with this config, not to be done again.
+
+    Raises:
+        ValueError: the task cannot be made.
+        TaskError: an agent failed; the message says which, and on which map.
+        KeyboardInterrupt: Ctrl-C, after all processes have ended.
+    """
+    maps = range(config.seed, config.seed + config.maps)
+    for map_ in maps:  # a map that cannot be made is known before anything is learned
+        config.make_env(map_).close()
+    done = {(trial.algorithm, trial.map): trial for trial in finished}
+    # Map by map, so that an early look at the trials sees every algorithm.
+    tasks = [
+        Task(config, algorithm, map_)
+        for map_ in maps
+        for algorithm in config.algos
+        if (algorithm, map_) not in done
+    ]
+    episodes: dict[str, int] = {}
+
+    def on_message(message: tuple[str, int, float]) -> None:
+        name, count, recent = message
+        episodes[name] = count
+        so_far, total = sum(episodes.values()), len(tasks) * config.episodes
+        progress(Progress(name, recent, count, so_far, total))
+
+    def on_result(trial: Trial) -> None:
+        done[trial.algorithm, trial.map] = trial
+        name = str(Task(config, trial.algorithm, trial.map))
+        on_message((name, config.episodes, float(trial.curve[-1])))
+        on_trial(trial)
+
+    jobs = available_cores() if config.jobs is None else config.jobs
+    run_tasks(run_task, tasks, jobs=jobs, on_message=on_message, on_result=on_result)
+    return Comparison(config, tuple(done[label, map_] for label in config.algos for map_ in maps))
+
+
+def write_figures(comparison: Comparison, folder: str | Path) -> list[Path]:
+    """Draw a comparison into an existing folder; return the paths written.
+
+    `learning`, and where success is known `failures` (log scale) and `regret`; `policies` with what
+    was learned on the first map of a gridworld. Each as PNG and SVG.
+    """
+    from awsgd_rl import plots
+
+    config, curves = comparison.config, comparison.curves()
+    episodes = config.episodes * np.arange(1, BINS + 1) / BINS
+    count = f"{config.maps} {'maps' if config.env is None else 'seeds'}"
+    interval = "; bands: 95% intervals" if config.maps > 1 else ""
+    about = f"{config.task}, {count}, {config.episodes:,} episodes each{interval}"
+    if comparison.metric == "return":
+        bands = {title: mean_band(curve) for title, curve in curves.items()}
+        figure = plots.learning_curves(
+            episodes,
+            bands,
+            title="Return of the target policy while it learns",
+            subtitle=about,
+            ylabel="return of an episode",
+            percent=False,
+        )
+        return plots.save_figure(figure, folder, "learning")
+    bands = {title: mean_band(curve, bounds=(0, 1)) for title, curve in curves.items()}
+    # A log scale shows the noise of rare failures: fewer, wider bins.
+    coarse = {
+        title: mean_band(1 - curve.reshape(len(curve), -1, 4).mean(-1), bounds=(0, 1))
+        for title, curve in curves.items()
+    }
+    smallest = min(0.1, 0.5 * BINS / (4 * config.maps * config.episodes))
+    failed = {
+        title: mean_band(np.cumsum(1 - curve, axis=1) * config.episodes / BINS, bounds=(0, np.inf))
+        for title, curve in curves.items()
+    }
+    figures = {
+        "learning": plots.learning_curves(episodes, bands, subtitle=about),
+        "failures": plots.failure_curves(episodes[3::4], coarse, floor=smallest, subtitle=about),
+        "regret": plots.regret_curves(episodes, failed, subtitle=about),
+    }
+    panels = _policy_panels(comparison)
+    if panels:
+        grid: Any = config.make_env(config.seed).unwrapped
+        figures["policies"] = plots.policy_maps(
+            panels,
+            columns=grid.columns,
+            start=grid.start,
+            goals=grid.goal_cells,
+            traps=grid.trap_cells,
+            title=f"What was learned on map {config.seed}",
+            subtitle=f"{config.task}, after {config.episodes:,} episodes. Arrows: mean move",
+        )
+    return [
+        path for name, figure in figures.items() for path in plots.save_figure(figure, folder, name)
+    ]
+
+
+def _policy_panels(comparison: Comparison) -> "list[PolicyPanel]":
+    """P_w beside Q_τ of the first algorithm that explores; else P_w of the first two algorithms."""
+    from awsgd_rl.plots import PolicyPanel
+
+    first = [comparison.of(algorithm)[0] for algorithm in comparison.config.algos]
+    shown: list[tuple[str, PolicyMap]] = []
+    for trial in first:
+        if trial.target is not None and trial.exploration is not None:
+            shown = [("$P_w$, target", trial.target), ("$Q_\\tau$, exploration", trial.exploration)]
+            break
+    else:
+        shown = [
+            (ALGORITHMS[trial.algorithm].title, trial.target)
+            for trial in first
+            if trial.target is not None
+        ][:2]
+    return [
+        PolicyPanel(f"{name}: succeeds {100 * made.success:.4g}%", made.policy, made.visits)
+        for name, made in shown
+    ]
+
+
+def _add(numbers: dict[str, float], name: str, interval: Interval) -> None:
+    numbers[name] = interval.estimate
+    numbers[f"{name}_low"] = interval.low
+    numbers[f"{name}_high"] = interval.high

@@ -1,0 +1,314 @@
+"""One algorithm that learns on one map: the unit of work of `compare`."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from awsgd_rl.benchmarks.workers import Send
+
+if TYPE_CHECKING:
+    import gymnasium as gym
+
+    from awsgd_rl.benchmarks.compare import CompareConfig
+    from awsgd_rl.envs import TrapGridworld
+
+FloatArray = NDArray[np.float64]
+
+BINS = 100
+"""Points of a learning curve."""
+
+FINAL_EPISODES = 200
+"""Episodes that measure the policy learned, where no exact computation can."""
+
+_SECONDS_BETWEEN_MESSAGES = 0.25
+
+
+class Algorithm(NamedTuple):
+    """What stands behind a label of `--algos`.
+
+    Attributes:
+        agent: the class in `awsgd_rl.agents`.
+        settings: its settings, where they are not the defaults.
+        title: how figures and tables call it.
+    """
+
+    agent: str
+    settings: Mapping[str, Any]
+    title: str
+
+
+ALGORITHMS: dict[str, Algorithm] = {
+    "awsgd": Algorithm("AWSGD", {}, "AW-SGD"),
+    "awsgd-mixture": Algorithm(
+        "AWSGD", {"variant": "mixture", "exploration_share": 0.5}, "AW-SGD, mixture"
+    ),
+    "awsgd-paper": Algorithm("AWSGD", {"variant": "paper"}, "AW-SGD, Algorithm 2"),
+    "reinforce": Algorithm("Reinforce", {"updates": 1}, "on-policy, one update a batch"),
+    "reinforce-equal": Algorithm("Reinforce", {}, "on-policy, as many updates a batch"),
+    "a2c": Algorithm("StableBaselines", {}, "A2C (SB3)"),
+    "ppo": Algorithm("StableBaselines", {}, "PPO (SB3)"),
+    "dqn": Algorithm("StableBaselines", {}, "DQN (SB3)"),
+}
+"""What can be compared, by label. `reinforce` is the baseline of Bouchard et al. (2015)."""
+
+PAPER_REGIME: Mapping[str, Any] = {"reward_to_go": False, "baseline": False, "batch_size": 4}
+"""Settings of this package's agents in the regime "paper"."""
+
+
+class Task(NamedTuple):
+    """One algorithm on one map."""
+
+    config: "CompareConfig"
+    algorithm: str
+    map: int
+
+    def __str__(self) -> str:
+        return f"{self.algorithm} on {'map' if self.config.env is None else 'seed'} {self.map}"
+
+
+@dataclass(frozen=True)
+class PolicyMap:
+    """A learned policy and where it goes, for `policy_maps`.
+
+    Attributes:
+        policy: [S, 4] action probabilities.
+        visits: [S] expected visits an episode.
+        success: probability that an episode reaches a goal.
+    """
+
+    policy: FloatArray
+    visits: FloatArray
+    success: float
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What one algorithm did on one map.
+
+    Attributes:
+        algorithm: its label.
+        map: number of the map, or the seed.
+        metric: what `mean`, `final` and `curve` are: "success", or "return" where the environment
+            does not say what success is.
+        mean: of the target policy, over all trials.
+        final: of the policy learned; exact where the transitions are known.
+        steps: environment steps taken.
+        seconds: wall-clock time of learning.
+        curve: [BINS] the metric over the trials.
+        target: P_w on the map, on a gridworld.
+        exploration: Q_τ on the map, on a gridworld, where there is one.
+    """
+
+    algorithm: str
+    map: int
+    metric: str
+    mean: float
+    final: float
+    steps: int
+    seconds: float
+    curve: FloatArray
+    target: PolicyMap | None = field(default=None, repr=False)
+    exploration: PolicyMap | None = field(default=None, repr=False)
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """The trial as a row of `results.json`."""
+        return {
+            "algorithm": self.algorithm,
+            "map": self.map,
+            f"{self.metric}_mean": self.mean,
+            f"{self.metric}_final": self.final,
+            "steps": self.steps,
+            "seconds": self.seconds,
+            "curve": self.curve.tolist(),
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """Read what `runs.to_json` made of a trial, to go on with an interrupted comparison.
+
+        Raises:
+            ValueError: a field is missing, or is no trial's.
+        """
+        try:
+            maps = {
+                name: value[name]
+                and PolicyMap(
+                    np.array(value[name]["policy"], dtype=np.float64),
+                    np.array(value[name]["visits"], dtype=np.float64),
+                    float(value[name]["success"]),
+                )
+                for name in ("target", "exploration")
+            }
+            curve = np.array(value["curve"], dtype=np.float64)
+            return cls(**{**value, **maps, "curve": curve})
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"this is no trial of a comparison: {error}") from None
+
+
+def run_task(task: Task, send: Send) -> Trial:
+    """Learn, and measure: the result is the same in any process, but for the seconds.
+
+    Args:
+        task: what learns where.
+        send: called a few times a second with (task, episodes done, recent success or return).
+    """
+    config = task.config
+    env = config.make_env(task.map)
+    agent = make_agent(task, env)
+    sent = 0.0
+
+    def report(agent: Any) -> None:
+        nonlocal sent
+        now = time.monotonic()
+        if now - sent >= _SECONDS_BETWEEN_MESSAGES:
+            sent = now
+            recent = agent.history["success"][-20:]
+            if not np.isfinite(recent).any():
+                recent = agent.history["return"][-20:]
+            known = [value for value in recent if np.isfinite(value)]
+            send((str(task), agent.num_episodes, float(np.mean(known)) if known else np.nan))
+
+    started = time.perf_counter()
+    agent.learn(total_episodes=config.episodes, callback=report)
+    seconds = time.perf_counter() - started
+    history = agent.history
+    metric = "success" if np.isfinite(history["success"]).any() else "return"
+    curve = binned(history["episodes"], history[metric], config.episodes)
+    target, exploration = _policy_maps(agent, env)
+    if target is not None and metric == "success":
+        final = target.success
+    else:
+        final = _evaluate(agent, env, metric, seed=task.map)
+    env.close()
+    first = task.map == config.seed
+    return Trial(
+        algorithm=task.algorithm,
+        map=task.map,
+        metric=metric,
+        mean=float(curve.mean()),
+        final=final,
+        steps=int(agent.num_timesteps),
+        seconds=seconds,
+        curve=curve,
+        target=target if first else None,
+        exploration=exploration if first else None,
+    )
+
+
+def make_agent(task: Task, env: "gym.Env[Any, Any]") -> Any:
+    """Make the agent of a task, with its map for a seed.
+
+    Raises:
+        ValueError: the algorithm does not support the environment's spaces.
+    """
+    from awsgd_rl import agents
+
+    algorithm = ALGORITHMS[task.algorithm]
+    if algorithm.agent == "StableBaselines":
+        from awsgd_rl.agents.stable_baselines import StableBaselines
+
+        return StableBaselines(task.algorithm, "MlpPolicy", env, seed=task.map, device="cpu")
+    policy = "TablePolicy" if _gridworld(env) is not None else "MlpPolicy"
+    settings = dict(algorithm.settings)
+    if task.config.regime == "paper":
+        settings.update(PAPER_REGIME)
+    if task.algorithm == "reinforce-equal":
+        settings["updates"] = agents.AWSGD.defaults[policy]["updates"]
+    agent_class = getattr(agents, algorithm.agent)
+    return agent_class(
+        policy,
+        env if policy == "TablePolicy" else task.config.env,
+        seed=task.map,
+        device="cpu",
+        **settings,
+    )
+
+
+def binned(episodes: ArrayLike, values: ArrayLike, total: int, bins: int = BINS) -> FloatArray:
+    """Return [bins] means of a quantity over equal shares of `total` episodes.
+
+    Args:
+        episodes: [K] episodes done at the end of each batch, increasing.
+        values: [K] mean over the batch's episodes; NaN, unknown, takes the last known.
+        total: episodes that the bins divide; the last value stands for any that are missing.
+        bins: number of bins. Their mean is the mean over all episodes.
+
+    Raises:
+        ValueError: no value is known.
+    """
+    ends = np.asarray(episodes, dtype=np.float64)
+    means = np.asarray(values, dtype=np.float64)
+    known = np.flatnonzero(np.isfinite(means))
+    if not len(known):
+        raise ValueError("got no finite value: nothing was measured")
+    last_known = np.searchsorted(known, np.arange(len(means)), side="right") - 1
+    means = means[known[np.maximum(last_known, 0)]]
+    if ends[-1] < total:
+        ends, means = np.append(ends, total), np.append(means, means[-1])
+    sums = np.concatenate([[0.0], np.cumsum(means * np.diff(ends, prepend=0.0))])
+    edges = np.linspace(0.0, total, bins + 1)
+    at_edges = np.interp(edges, np.concatenate([[0.0], ends]), sums)
+    shares: FloatArray = np.diff(at_edges) * bins / total
+    return shares
+
+
+def walk(env: "TrapGridworld", policy: FloatArray) -> PolicyMap:
+    """Follow a policy [S, 4] on the gridworld exactly: where it goes, and how often it succeeds.
+
+    The distribution over states is moved forward step by step until the horizon, or until less than
+    1e-12 of it is still on its way.
+    """
+    from scipy.sparse import csr_array
+
+    states, actions = policy.shape
+    row = np.repeat(np.arange(states), actions)
+    choice = csr_array((policy.ravel(), (row, np.arange(states * actions))))
+    forward: Any = (choice @ env.transition_matrix()).T.tocsr()
+    visits = np.zeros(states)
+    here = np.zeros(states)
+    here[env.start] = 1.0
+    for _ in range(env.horizon + 1):
+        visits += here
+        here = forward @ here
+        if here.sum() < 1e-12:
+            break
+    return PolicyMap(policy, visits, float(visits[env.goal_cells].sum()))
+
+
+def _policy_maps(agent: Any, env: "gym.Env[Any, Any]") -> tuple[PolicyMap | None, PolicyMap | None]:
+    grid = _gridworld(env)
+    if grid is None or not hasattr(agent, "policy_table"):
+        return None, None
+    target = walk(grid, agent.policy_table())
+    if not agent.exploration_share:  # Q_τ draws nothing, so nothing was learned for it
+        return target, None
+    return target, walk(grid, agent.exploration_table())
+
+
+def _gridworld(env: "gym.Env[Any, Any]") -> "TrapGridworld | None":
+    from awsgd_rl.envs import TrapGridworld
+
+    grid = env.unwrapped
+    return grid if isinstance(grid, TrapGridworld) else None
+
+
+def _evaluate(agent: Any, env: "gym.Env[Any, Any]", metric: str, seed: int) -> float:
+    """Return the mean success or return of `FINAL_EPISODES` fresh episodes of the target policy."""
+    results = []
+    for episode in range(FINAL_EPISODES):
+        # Only the first reset is seeded: the others go on from there.
+        observation, _ = env.reset(seed=seed if episode == 0 else None)
+        total, ended = 0.0, False
+        info: dict[str, Any] = {}
+        while not ended:
+            action, _ = agent.predict(observation, deterministic=False)
+            observation, reward, terminated, truncated, info = env.step(action)
+            total += float(reward)
+            ended = terminated or truncated
+        results.append(float(info["is_success"]) if metric == "success" else total)
+    return float(np.mean(results))

@@ -1,0 +1,283 @@
+import csv
+import json
+import math
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+import awsgd_rl  # noqa: F401 (registers the environments)
+from awsgd_rl.agents.stable_baselines import (
+    CONFIGS,
+    HISTORY,
+    A2CConfig,
+    DQNConfig,
+    PPOConfig,
+    StableBaselines,
+)
+
+GRID = "awsgd_rl/TrapGridworld-v0"
+SMALL: dict[str, dict[str, Any]] = {
+    "a2c": {},
+    "ppo": {"n_steps": 64, "batch_size": 32, "n_epochs": 2},
+    "dqn": {"buffer_size": 1000, "learning_starts": 20},
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Networks this small are slower on many threads, and much slower beside other programs."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def grid() -> gym.Env[Any, Any]:
+    return gym.make(GRID, size=3, traps=1, horizon=12)
+
+
+def make(algorithm: str, env: Any = None, **arguments: Any) -> StableBaselines:
+    options = {**SMALL[algorithm], **arguments}
+    return StableBaselines(algorithm, "MlpPolicy", env or grid(), device="cpu", **options)
+
+
+@pytest.mark.parametrize("algorithm", CONFIGS)
+def test_learns_for_a_number_of_episodes(algorithm: str, tmp_path: Path) -> None:
+    agent = make(algorithm, seed=1, log_dir=tmp_path, tensorboard_log=tmp_path)
+    assert not any(tmp_path.iterdir())
+    calls: list[int] = []
+    returned = agent.learn(total_episodes=30, callback=lambda a: calls.append(a.num_timesteps))
+    assert returned is agent
+    assert agent.num_episodes == 30
+    assert set(agent.history) == set(HISTORY)
+    assert agent.history["episodes"][-1] == 30
+    assert agent.history["timesteps"][-1] == agent.num_timesteps == calls[-1]
+    assert calls == sorted(calls)
+    assert all(0 <= success <= 1 for success in agent.history["success"])
+    with (tmp_path / "monitor.csv").open() as file:
+        assert json.loads(file.readline()[1:])["env_id"] == GRID
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 30
+    assert sum(int(row["l"]) for row in rows) == agent.num_timesteps
+    successes = [float(row["is_success"]) for row in rows]
+    assert set(successes) <= {0.0, 1.0}
+    assert [float(row["r"]) > 0 for row in rows] == [success == 1 for success in successes]
+    assert list(tmp_path.glob("events.out.tfevents.*"))
+
+
+@pytest.mark.parametrize("algorithm", CONFIGS)
+def test_learns_for_a_number_of_steps_and_goes_on(algorithm: str) -> None:
+    agent = make(algorithm).learn(total_timesteps=100)
+    first = agent.num_timesteps
+    assert 100 <= first < 100 + 64
+    agent.learn(total_timesteps=64)
+    assert first + 64 <= agent.num_timesteps < first + 128
+
+
+@pytest.mark.parametrize("algorithm", CONFIGS)
+def test_the_callback_can_stop(algorithm: str) -> None:
+    agent = make(algorithm).learn(total_timesteps=10_000, callback=lambda a: a.num_episodes < 5)
+    assert 5 <= agent.num_episodes < 100
+
+
+def test_same_seed_same_parameters() -> None:
+    runs = [make("ppo", seed=seed).learn(total_timesteps=128) for seed in (3, 3, 4)]
+    first, second, other = (run.model.policy.state_dict() for run in runs)
+    assert all(first[name].equal(second[name]) for name in first)
+    assert not all(first[name].equal(other[name]) for name in first)
+
+
+@pytest.mark.parametrize("algorithm", CONFIGS)
+def test_save_and_load(algorithm: str, tmp_path: Path) -> None:
+    agent = make(algorithm, seed=5).learn(total_timesteps=64)
+    agent.save(tmp_path / "agent")
+    assert {p.name for p in (tmp_path / "agent").iterdir()} == {"agent.json", "model.zip"}
+    loaded = StableBaselines.load(tmp_path / "agent", device="cpu")
+    assert loaded.config == agent.config
+    assert loaded.num_timesteps == agent.num_timesteps
+    assert loaded.num_episodes == agent.num_episodes
+    assert loaded.env.unwrapped.spec == agent.env.unwrapped.spec
+    for state in range(9):
+        actions = [a.predict(state, deterministic=True)[0] for a in (agent, loaded)]
+        assert actions[0] == actions[1]
+    before, after = agent.model.policy.state_dict(), loaded.model.policy.state_dict()
+    assert all(before[name].equal(after[name]) for name in before)
+
+
+def test_stable_baselines_reads_the_saved_model(tmp_path: Path) -> None:
+    from stable_baselines3 import A2C
+
+    agent = make("a2c")
+    agent.save(tmp_path)
+    model = A2C.load(tmp_path / "model.zip", device="cpu")
+    observation = np.array(3)
+    expected = agent.predict(observation, deterministic=True)[0]
+    assert model.predict(observation, deterministic=True)[0] == expected
+
+
+def test_evaluate_policy_runs_on_it() -> None:
+    from stable_baselines3.common.evaluation import evaluate_policy
+    from stable_baselines3.common.monitor import Monitor
+
+    agent: Any = make("a2c")
+    mean, deviation = evaluate_policy(agent, Monitor(grid()), n_eval_episodes=3)
+    assert np.isfinite([mean, deviation]).all()
+
+
+def test_success_is_nan_where_the_env_reports_none(tmp_path: Path) -> None:
+    agent = make("a2c", env="CartPole-v1", log_dir=tmp_path).learn(total_episodes=3)
+    assert all(math.isnan(success) for success in agent.history["success"])
+    assert "nan" in (tmp_path / "monitor.csv").read_text()
+
+
+def test_exploration_falls_over_the_episodes() -> None:
+    agent = make("dqn", exploration_fraction=0.5).learn(total_episodes=40)
+    assert agent.model.exploration_rate == pytest.approx(0.05)  # type: ignore[attr-defined]
+
+
+class TupleObservations(gym.Env[Any, Any]):
+    observation_space = spaces.Tuple([spaces.Discrete(2)])
+    action_space = spaces.Discrete(2)
+
+
+class BoxActions(gym.Env[Any, Any]):
+    observation_space = spaces.Discrete(2)
+    action_space = spaces.Box(-1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"algorithm": "pop"}, "did you mean 'ppo'"),
+        ({"policy": "TablePolicy"}, "policy of ppo"),
+        ({"device": "tpu9"}, "expected auto, cpu or cuda"),
+        ({"seed": -1}, "seed is -1"),
+        ({"learningrate": 0.1}, "did you mean 'learning_rate'"),
+        ({"env": TupleObservations()}, "observation space is Tuple"),
+        ({"env": BoxActions(), "algorithm": "dqn"}, "expected Discrete for dqn"),
+        ({"env": gym.make_vec("CartPole-v1", 2)}, "expected one Gymnasium environment"),
+    ],
+)
+def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
+    default: dict[str, Any] = {"algorithm": "ppo", "policy": "MlpPolicy", "env": grid()}
+    with pytest.raises(ValueError, match=message) as error:
+        StableBaselines(**{**default, **arguments})
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("config", "options"),
+    [
+        (A2CConfig, {"learning_rate": -1.0}),
+        (A2CConfig, {"learning_rate": math.nan}),
+        (A2CConfig, {"gamma": 1.1}),
+        (A2CConfig, {"n_steps": 0}),
+        (PPOConfig, {"n_steps": 1, "batch_size": 1}),
+        (PPOConfig, {"n_steps": 100, "batch_size": 64}),
+        (PPOConfig, {"clip_range": 1.0}),
+        (PPOConfig, {"ent_coef": -0.1}),
+        (DQNConfig, {"buffer_size": 1.5}),
+        (DQNConfig, {"learning_starts": -1}),
+        (DQNConfig, {"exploration_final_eps": 2}),
+    ],
+)
+def test_bad_settings(config: Any, options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="expected") as error:
+        config(**options)
+    assert next(reversed(options)) in str(error.value) or next(iter(options)) in str(error.value)
+
+
+@pytest.mark.parametrize("totals", [{}, {"total_timesteps": 5, "total_episodes": 5}])
+def test_one_total_is_needed(totals: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="give one of"):
+        make("a2c").learn(**totals)
+
+
+@pytest.mark.parametrize("total", ["total_timesteps", "total_episodes"])
+def test_totals_are_positive(total: str) -> None:
+    with pytest.raises(ValueError, match=f"{total} is 0"):
+        make("a2c").learn(
+            0 if total == "total_timesteps" else None, 0 if total != "total_timesteps" else None
+        )
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    make("a2c").save(tmp_path / "agent")
+    return tmp_path / "agent"
+
+
+def damage_nothing_there(path: Path) -> None:
+    (path / "agent.json").unlink()
+
+
+def damage_json(path: Path) -> None:
+    (path / "agent.json").write_text('{"schema": ')
+
+
+def damage_foreign_json(path: Path) -> None:
+    (path / "agent.json").write_text('{"schema": "other"}')
+
+
+def damage_short_json(path: Path) -> None:
+    description = json.loads((path / "agent.json").read_text())
+    del description["config"]
+    (path / "agent.json").write_text(json.dumps(description))
+
+
+def damage_no_model(path: Path) -> None:
+    (path / "model.zip").unlink()
+
+
+def damage_truncated_model(path: Path) -> None:
+    model = path / "model.zip"
+    model.write_bytes(model.read_bytes()[:-1000])
+
+
+def damage_empty_zip(path: Path) -> None:
+    with zipfile.ZipFile(path / "model.zip", "w"):
+        pass
+
+
+def damage_pickle(path: Path) -> None:
+    with zipfile.ZipFile(path / "model.zip", "w") as archive, archive.open("policy.pth", "w") as f:
+        torch.save({"x": Path}, f)
+
+
+def damage_bytes(path: Path) -> None:
+    with zipfile.ZipFile(path / "model.zip", "w") as archive:
+        archive.writestr("policy.pth", b"nothing that torch wrote")
+
+
+def damage_other_model(path: Path) -> None:
+    make("a2c", env="CartPole-v1").save(path.parent / "other")
+    (path.parent / "other" / "model.zip").replace(path / "model.zip")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        damage_nothing_there,
+        damage_json,
+        damage_foreign_json,
+        damage_short_json,
+        damage_no_model,
+        damage_truncated_model,
+        damage_empty_zip,
+        damage_pickle,
+        damage_bytes,
+        damage_other_model,
+    ],
+)
+def test_a_damaged_agent_is_refused(saved: Path, damage: Any) -> None:
+    damage(saved)
+    with pytest.raises(ValueError, match=r"agent|damaged") as error:
+        StableBaselines.load(saved, device="cpu")
+    assert "\n" not in str(error.value)

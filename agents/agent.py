@@ -188,6 +188,11 @@ class Agent(ABC):
         """Collect `n` episodes, learn from them, and return this batch's measurements."""
 
     @property
+    def exploration_share(self) -> float:
+        """Share of each batch that Q_τ draws."""
+        return 0.0
+
+    @property
     def memory_size(self) -> int:
         """Trajectories that the learner keeps."""
         return 0

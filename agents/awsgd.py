@@ -77,6 +77,11 @@ class AWSGD(Agent):
         self.adaptation = TableAdaptation(self.table)
 
     @property
+    def exploration_share(self) -> float:
+        """Share of each batch that Q_τ draws."""
+        return 1.0 if self.config.variant == "paper" else self.config.exploration_share
+
+    @property
     def memory_size(self) -> int:
         """Trajectories that the learner keeps."""
         return self.config.memory if self.config.variant == "replay" else 0
@@ -96,7 +101,7 @@ class AWSGD(Agent):
     def update(self, n: int) -> dict[str, float]:
         """Learn from `n` fresh episodes, then from past ones."""
         learner = self.learner
-        explored = n if self.config.variant == "paper" else round(self.config.exploration_share * n)
+        explored = round(self.exploration_share * n)
         fresh = learner.collect(n - explored, explored)
         weights, exploration_ratio = self.weigh(fresh, explored / n)
         signal = learner.signal(fresh)

@@ -5,14 +5,10 @@ implementations on the same environments, with the same logs and files. Nothing 
 is here. Stable-Baselines3 seeds PyTorch's and NumPy's global generators, and draws from them.
 """
 
-import json
 import math
-import os
-import pickle
 import time
-import zipfile
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, final
 
@@ -22,113 +18,18 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from awsgd_rl._version import __version__
-from awsgd_rl.runs import atomic_path
-from awsgd_rl.validation import (
-    require_fraction,
-    require_integer,
-    require_name,
-    require_non_negative,
-    require_positive,
-    require_probability,
-)
+from awsgd_rl.agents.stable_baselines_configs import CONFIGS
+from awsgd_rl.runs import to_json
+from awsgd_rl.validation import require_integer, require_name
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
+    from torch import Tensor
 
-SCHEMA: Final = "awsgd_rl/stable-baselines/1"
 HISTORY: Final = (
     *("episodes", "timesteps", "updates", "success", "return"),
     *("ess", "max_weight", "variance_ratio", "headroom"),
 )
-
-
-@dataclass(frozen=True)
-class A2CConfig:
-    """Advantage actor-critic (Mnih et al. 2016), Stable-Baselines3's defaults."""
-
-    learning_rate: float = 7e-4
-    """Step size of RMSProp."""
-    n_steps: int = 5
-    """Environment steps between two updates."""
-    gamma: float = 0.99
-    """Discount in [0, 1]."""
-    gae_lambda: float = 1.0
-    """Bias against variance of the advantage, in [0, 1]."""
-    ent_coef: float = 0.0
-    """Weight of the entropy bonus."""
-    vf_coef: float = 0.5
-    """Weight of the value loss."""
-    max_grad_norm: float = 0.5
-    """Largest norm of the gradient."""
-
-    def __post_init__(self) -> None:
-        _check(self)
-
-
-@dataclass(frozen=True)
-class PPOConfig:
-    """Proximal policy optimisation (Schulman et al. 2017), Stable-Baselines3's defaults."""
-
-    learning_rate: float = 3e-4
-    """Step size of Adam."""
-    n_steps: int = 2048
-    """Environment steps between two rounds of updates, 2 or more."""
-    batch_size: int = 64
-    """Steps in one update, 2 or more; a divisor of `n_steps`."""
-    n_epochs: int = 10
-    """Passes over the steps in one round of updates."""
-    gamma: float = 0.99
-    """Discount in [0, 1]."""
-    gae_lambda: float = 0.95
-    """Bias against variance of the advantage, in [0, 1]."""
-    clip_range: float = 0.2
-    """How far a probability ratio may leave 1 before its gradient is cut."""
-    ent_coef: float = 0.0
-    """Weight of the entropy bonus."""
-    vf_coef: float = 0.5
-    """Weight of the value loss."""
-    max_grad_norm: float = 0.5
-    """Largest norm of the gradient."""
-
-    def __post_init__(self) -> None:
-        _check(self)
-        if self.n_steps % self.batch_size:
-            raise ValueError(
-                f"batch_size is {self.batch_size}, expected a divisor of n_steps = {self.n_steps}"
-            )
-
-
-@dataclass(frozen=True)
-class DQNConfig:
-    """Deep Q-learning (Mnih et al. 2015), Stable-Baselines3's defaults."""
-
-    learning_rate: float = 1e-4
-    """Step size of Adam."""
-    buffer_size: int = 1_000_000
-    """Transitions that the replay memory holds."""
-    learning_starts: int = 100
-    """Environment steps before the first update."""
-    batch_size: int = 32
-    """Transitions in one update."""
-    gamma: float = 0.99
-    """Discount in [0, 1]."""
-    train_freq: int = 4
-    """Environment steps between two updates."""
-    target_update_interval: int = 10_000
-    """Environment steps between two copies to the target network."""
-    exploration_fraction: float = 0.1
-    """Part of the training over which the share of random actions falls, in (0, 1]."""
-    exploration_final_eps: float = 0.05
-    """Share of random actions from then on, in [0, 1]."""
-    max_grad_norm: float = 10.0
-    """Largest norm of the gradient."""
-
-    def __post_init__(self) -> None:
-        _check(self)
-
-
-Config = A2CConfig | PPOConfig | DQNConfig
-CONFIGS: Final[dict[str, type[Config]]] = {"a2c": A2CConfig, "ppo": PPOConfig, "dqn": DQNConfig}
 
 
 @final
@@ -260,29 +161,28 @@ class StableBaselines:
         return self.model.predict(np.asarray(observation), state, episode_start, deterministic)
 
     def save(self, path: str | Path) -> None:
-        """Write the folder `path`: `agent.json`, and `model.zip` in Stable-Baselines3's format.
+        """Write the agent into the folder `path`: agent.json and parameters.safetensors.
 
-        `stable_baselines3.PPO.load` reads that `model.zip` too, but unpickles parts of it: use it
-        only on files that you trust. `StableBaselines.load` reads numbers alone.
+        Numbers only, as all agents of this package are saved. `agent.model.save(file)` writes
+        Stable-Baselines3's own format, whose loading unpickles: load it from people you trust.
         """
-        path = Path(path)
-        path.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path / "model.zip") as partial:
-            self.model.save(partial)
+        from awsgd_rl.agents.checkpoint import write_checkpoint
+
         spec = self.env.spec
-        description = {
-            "schema": SCHEMA,
-            "version": __version__,
-            "algorithm": self.algorithm,
-            "policy": "MlpPolicy",
-            "config": asdict(self.config),
-            "env": None if spec is None else {"id": spec.id, "kwargs": spec.kwargs},
-            "seed": self.seed,
-            "num_timesteps": self.num_timesteps,
-            "num_episodes": self.num_episodes,
-        }
-        with atomic_path(path / "agent.json") as partial:
-            partial.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+        write_checkpoint(
+            Path(path),
+            {
+                "algorithm": self.algorithm,
+                "policy": "MlpPolicy",
+                "config": asdict(self.config),
+                "env": {} if spec is None else to_json({"id": spec.id, "kwargs": spec.kwargs}),
+                "seed": self.seed,
+                "num_timesteps": self.num_timesteps,
+                "num_episodes": self.num_episodes,
+                "version": __version__,
+            },
+            self._state(),
+        )
 
     @classmethod
     def load(
@@ -290,44 +190,66 @@ class StableBaselines:
         path: str | Path,
         env: "str | gym.Env[Any, Any] | None" = None,
         device: str = "auto",
+        seed: int | None = None,
     ) -> "StableBaselines":
         """Read an agent that `save` wrote.
 
         Args:
             path: The folder.
-            env: The environment; when None, made from its id and arguments as saved.
+            env: The environment; None makes the one that the folder names.
             device: "auto", "cpu" or "cuda".
+            seed: Seed of all further draws; None takes the saved agent's.
 
         Raises:
             ValueError: If the folder holds no such agent, or it is damaged or does not fit `env`.
         """
-        path = Path(path)
-        description = _read_description(path / "agent.json")
+        from awsgd_rl.agents.checkpoint import read_checkpoint
+
+        about, state = read_checkpoint(Path(path))
+        require_name("Stable-Baselines3 algorithm", about["algorithm"], CONFIGS)
         if env is None:
-            if description["env"] is None:
+            if "id" not in about["env"]:
                 raise ValueError(f"{str(path)!r} does not say its environment: pass env")
-            env = gym.make(description["env"]["id"], **description["env"]["kwargs"])
+            env = gym.make(about["env"]["id"], **about["env"].get("kwargs", {}))
         agent = cls(
-            description["algorithm"],
-            description["policy"],
+            about["algorithm"],
+            about["policy"],
             env,
-            seed=description["seed"],
+            seed=about["seed"] if seed is None else seed,
             device=device,
-            **description["config"],
+            **about["config"],
         )
-        model = path / "model.zip"
         try:
-            # Unlike `load`, this unpickles nothing: a foreign file can do no harm.
-            agent.model.set_parameters(str(model), device=agent.model.device)
-        except FileNotFoundError:
-            raise ValueError(f"{str(path)!r} holds no model.zip: it is damaged") from None
-        except (ValueError, RuntimeError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(_damage(model, error)) from None
-        except pickle.UnpicklingError:
-            raise ValueError(f"{str(model)!r} is damaged: expected numbers only") from None
-        agent.model.num_timesteps = description["num_timesteps"]
-        agent.num_episodes = description["num_episodes"]
+            agent._load_state(state)
+        except (KeyError, RuntimeError, ValueError) as error:
+            why = " ".join(str(error).split())
+            raise ValueError(f"{str(path)!r} does not fit {agent.algorithm}: {why}") from None
+        agent.model.num_timesteps = about["num_timesteps"]
+        agent.num_episodes = about["num_episodes"]
         return agent
+
+    def _state(self) -> dict[str, "Tensor"]:
+        """Return the tensors of the networks and of the optimizer."""
+        policy = self.model.policy
+        tensors = {f"policy.{name}": value for name, value in policy.state_dict().items()}
+        for number, moments in policy.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{number}.{name}": value for name, value in moments.items()}
+        return {name: value.detach().cpu().clone() for name, value in tensors.items()}
+
+    def _load_state(self, state: Mapping[str, "Tensor"]) -> None:
+        policy = self.model.policy
+        networks: dict[str, Tensor] = {}
+        moments: dict[int, dict[str, Tensor]] = {}
+        for key, value in state.items():
+            kind, name = key.split(".", 1)
+            if kind == "policy":
+                networks[name] = value
+            else:
+                number, name = name.split(".")
+                moments.setdefault(int(number), {})[name] = value
+        policy.load_state_dict(networks)
+        groups = policy.optimizer.state_dict()["param_groups"]
+        policy.optimizer.load_state_dict({"state": moments, "param_groups": groups})
 
 
 def _make_listener(
@@ -405,29 +327,6 @@ def _make_listener(
     return Listener()
 
 
-def _check(config: Config) -> None:
-    """Check every field by its name.
-
-    Raises:
-        ValueError: If one is out of its range.
-    """
-    minimum = {"n_steps": 2 if isinstance(config, PPOConfig) else 1, "learning_starts": 0}
-    if isinstance(config, PPOConfig):
-        minimum["batch_size"] = 2
-    for field in fields(config):
-        name, value = field.name, getattr(config, field.name)
-        if field.type is int:
-            require_integer(name, value, minimum=minimum.get(name, 1))
-        elif name in ("gamma", "gae_lambda", "exploration_final_eps", "exploration_fraction"):
-            require_probability(name, value)
-        elif name in ("ent_coef", "vf_coef"):
-            require_non_negative(name, value)
-        elif name == "clip_range":
-            require_fraction(name, value)
-        else:
-            require_positive(name, value)
-
-
 def _check_spaces(algorithm: str, env: object) -> None:
     if not isinstance(env, gym.Env):
         raise ValueError(f"env is a {type(env).__name__}, expected one Gymnasium environment")
@@ -452,22 +351,3 @@ def _checked_device(device: str) -> str:
         except RuntimeError:
             raise ValueError(f"device is {device!r}, expected auto, cpu or cuda") from None
     return device
-
-
-def _read_description(path: Path) -> dict[str, Any]:
-    try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-    except OSError:
-        raise ValueError(f"{str(path.parent)!r} holds no agent: agent.json is not there") from None
-    except ValueError as error:
-        raise ValueError(_damage(path, error)) from None
-    if not isinstance(description, dict) or description.get("schema") != SCHEMA:
-        raise ValueError(f"{str(path)!r} describes no agent of Stable-Baselines3")
-    keys = {"algorithm", "policy", "config", "env", "seed", "num_timesteps", "num_episodes"}
-    if missing := sorted(keys - description.keys()):
-        raise ValueError(_damage(path, f"it lacks {', '.join(missing)}"))
-    return description
-
-
-def _damage(path: str | os.PathLike[str], why: object) -> str:
-    return f"{str(path)!r} is damaged or not of this agent: {' '.join(str(why).split())}"

@@ -4,6 +4,7 @@ A rule takes a draw, the *signal* (an estimate of each item's unweighted gradien
 density of the target. The weight is made here, from the density that the draw kept.
 """
 
+import copy
 from typing import Any
 
 import torch
@@ -199,9 +200,9 @@ class ScoreFunctionAdaptation:
         self.optimizer.zero_grad()
 
     def state_dict(self) -> dict[str, Any]:
-        """State of the optimizer and the running scale; the proposal has its own."""
+        """A copy of the state of the optimizer and the running scale; the proposal has its own."""
         scale = None if self.scale is None else self.scale.state_dict()
-        return {"optimizer": self.optimizer.state_dict(), "scale": scale}
+        return copy.deepcopy({"optimizer": self.optimizer.state_dict(), "scale": scale})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what `state_dict` returned.
@@ -214,7 +215,8 @@ class ScoreFunctionAdaptation:
         """
         if (state["scale"] is None) != (self.scale is None):
             raise ValueError("the state was saved with another setting of `scale`")
-        self.optimizer.load_state_dict(state["optimizer"])
+        # A torch optimizer would share its tensors with the state that it is given.
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         if self.scale is not None:
             self.scale.load_state_dict(state["scale"])
 

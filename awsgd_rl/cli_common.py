@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, final
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from awsgd_rl.runs import RunFolder
+
 PROGRAM: Final = "awsgd-rl"
 Options = TypeVar("Options")
 Update = Callable[[float, str], None]
@@ -30,8 +32,6 @@ class UsageError(ValueError):
 class RunOptions:
     """Options of every command that makes a run folder."""
 
-    seed: int = 0
-    """Seed of all randomness, 0 or more: the same seed gives the same result."""
     out: Path | None = None
     """Run folder to write. Default: runs/<command>-<time stamp>."""
     overwrite: bool = False
@@ -65,7 +65,6 @@ def parse(options: type[Options], command: str, argv: Sequence[str], description
                 prog=f"{PROGRAM} {command}",
                 description=description,
                 args=list(argv),
-                config=(tyro.conf.FlagCreatePairsOff,),
             )
     except SystemExit as stop:
         if stop.code in (0, None):
@@ -84,6 +83,68 @@ def bad_usage() -> Iterator[None]:
         yield
     except (ValueError, OSError, ImportError) as error:
         raise UsageError(str(error) or repr(error)) from error
+
+
+@contextlib.contextmanager
+def run_folder(
+    options: RunOptions, command: str, name: str | None = None, *, resume: bool = False
+) -> Iterator["Start"]:
+    """The block in which a run is set up; what is wrong in it is the user's to put right.
+
+    The block is given `start`, to be called at its end, when the settings are known to be good:
+    only then is anything written. `start.path` is known before.
+
+    Args:
+        options: Where to write.
+        command: The command, for the default path.
+        name: The run's name in its `config.json`; the command when None.
+        resume: Go on with the run that `options.out` holds.
+
+    Raises:
+        UsageError: For anything that `bad_usage` catches, and a folder that cannot be written to.
+    """
+    from awsgd_rl import runs
+
+    with bad_usage():
+        if resume and options.out is None:
+            raise UsageError("--resume needs the run to go on with: pass its folder with --out")
+        if resume and options.overwrite:
+            raise UsageError("--resume and --overwrite are both given, expected one of them")
+        if options.out is not None:
+            runs.check_free(options.out, overwrite=options.overwrite or resume)
+        path = runs.new_folder(command) if options.out is None else options.out
+        start = Start(path, name or command, options.overwrite, resume)
+        try:
+            yield start
+        finally:
+            # A folder made for a run that did not start would be litter.
+            if options.out is None and start.folder is None:
+                with contextlib.suppress(OSError):
+                    path.rmdir()
+                    path.parent.rmdir()
+
+
+@final
+class Start:
+    """Makes the run folder when it is called with the run's config."""
+
+    def __init__(self, path: Path, name: str, overwrite: bool, resume: bool) -> None:
+        self.path = path
+        self.folder: RunFolder | None = None
+        self._name, self._overwrite, self._resume = name, overwrite, resume
+
+    def __call__(self, config: Mapping[str, Any]) -> "RunFolder":
+        """Write the folder's `config.json`, replacing the old run if that was asked for."""
+        from awsgd_rl.runs import RunFolder
+
+        self.folder = RunFolder.create(
+            self.path,
+            name=self._name,
+            config=config,
+            overwrite=self._overwrite,
+            resume=self._resume,
+        )
+        return self.folder
 
 
 def one_line(text: object) -> str:

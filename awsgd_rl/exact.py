@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.sparse import csc_array, csr_array, eye_array
-from scipy.sparse.linalg import splu
+from scipy.sparse import csr_array
+
+from awsgd_rl.exact_moments import Inverse, MomentStep, reaching
 
 if TYPE_CHECKING:
     from awsgd_rl.envs.gridworld import TrapGridworld
@@ -26,7 +27,6 @@ Transitions = Mapping[int, Mapping[int, Sequence[tuple[float, int, float, bool]]
 
 # Live probability below which the rest of a long horizon cannot change a float64 result.
 NEGLIGIBLE = 1e-15
-COLUMNS_AT_ONCE = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +120,7 @@ class TabularMDP:
     @property
     def reward(self) -> Floats:
         """[S, A] expected reward; 0 in terminal states."""
-        return self._by_action(self.reward_mass.sum(axis=1))
+        return self.by_action(self.reward_mass.sum(axis=1))
 
     def state_values(
         self, policy: ArrayLike, discount: float, horizon: int | None = None
@@ -138,10 +138,10 @@ class TabularMDP:
         """
         table = self._policy(policy)
         _check_range(discount, horizon)
-        chain, reward = self._mix(table, self.transition), (table * self.reward).sum(axis=1)
+        chain, reward = self.mix(table, self.transition), (table * self.reward).sum(axis=1)
         if horizon is None:
             self._check_ends(chain, discount)
-            return _Inverse(chain, discount).solve(reward)
+            return Inverse(chain, discount).solve(reward)
         values = np.zeros(self.n_states)
         for _ in range(horizon):
             values = reward + discount * (chain @ values)
@@ -156,7 +156,7 @@ class TabularMDP:
         )
         if horizon == 0:
             return np.zeros((self.n_states, self.n_actions))
-        return self.reward + discount * self._by_action(self.transition @ following)
+        return self.reward + discount * self.by_action(self.transition @ following)
 
     def success_probability(self, policy: ArrayLike, horizon: int | None = None) -> float:
         """Return the probability that an episode ends in a goal.
@@ -170,16 +170,16 @@ class TabularMDP:
         """
         table = self._policy(policy)
         _check_range(1.0, horizon)
-        chain = self._mix(table, self.transition)
+        chain = self.mix(table, self.transition)
         if horizon is not None:
             return float(sum(mass[self.goal].sum() for mass in self._flow(chain, horizon)))
         # Elsewhere the probability is 0, and the system may be singular (an endless loop).
-        hopeful = np.flatnonzero(_reaching(chain, self.goal) & ~self.terminal)
+        hopeful = np.flatnonzero(reaching(chain, self.goal) & ~self.terminal)
         if not hopeful.size:
             return 0.0
         arrival = (chain @ self.goal.astype(np.float64))[hopeful]
         inside = chain[hopeful][:, hopeful]
-        return float(self.start[hopeful] @ _Inverse(inside, 1.0).solve(arrival))
+        return float(self.start[hopeful] @ Inverse(inside, 1.0).solve(arrival))
 
     def expected_length(self, policy: ArrayLike, horizon: int | None = None) -> float:
         """Return the expected number of steps of an episode; inf if it may never end.
@@ -193,15 +193,15 @@ class TabularMDP:
         """
         table = self._policy(policy)
         _check_range(1.0, horizon)
-        chain = self._mix(table, self.transition)
+        chain = self.mix(table, self.transition)
         if horizon is not None:
             live = self.start[~self.terminal].sum() if horizon else 0.0
             flow = self._flow(chain, max(horizon - 1, 0))
             return float(live + sum(mass[~self.terminal].sum() for mass in flow))
-        visited = np.flatnonzero(_reaching(chain.T.tocsr(), self.start > 0) & ~self.terminal)
-        if np.any(~_reaching(chain, self.terminal)[visited]):
+        visited = np.flatnonzero(reaching(chain.T.tocsr(), self.start > 0) & ~self.terminal)
+        if np.any(~reaching(chain, self.terminal)[visited]):
             return inf
-        inverse = _Inverse(chain[visited][:, visited], 1.0)
+        inverse = Inverse(chain[visited][:, visited], 1.0)
         return float(self.start[visited] @ inverse.solve(np.ones(visited.size)))
 
     def expected_return(
@@ -219,12 +219,12 @@ class TabularMDP:
         """
         table = self._policy(policy)
         _check_range(discount, horizon)
-        step = _Step(self, table, table, discount)
+        step = MomentStep(self, table, table, discount)
         ones = np.ones(self.n_states)
         if horizon is None:
             self._check_ends(step.chain, discount)
-            first = _Inverse(step.chain, discount).solve(step.mixed_first(ones))
-            second = _Inverse(step.chain, discount**2).solve(step.mixed_second(ones, first))
+            first = Inverse(step.chain, discount).solve(step.mixed_first(ones))
+            second = Inverse(step.chain, discount**2).solve(step.mixed_second(ones, first))
         else:
             first, second = np.zeros(self.n_states), np.zeros(self.n_states)
             for _ in range(horizon):
@@ -250,11 +250,11 @@ class TabularMDP:
         """
         table = self._policy(policy)
         _check_range(discount, horizon)
-        chain = self._mix(table, self.transition)
+        chain = self.mix(table, self.transition)
         if horizon is not None:
             return self._finite_gradient(table, chain, discount, horizon)
         self._check_ends(chain, discount)
-        inverse = _Inverse(chain, discount)
+        inverse = Inverse(chain, discount)
         values = inverse.solve((table * self.reward).sum(axis=1))
         visits = inverse.solve_transposed(self.start)
         return visits[:, None] * self._advantage(table, values, values, discount)
@@ -298,7 +298,7 @@ class TabularMDP:
         table = self._policy(policy)
         _check_range(discount, horizon)
         weight = table if exploration is None else _squared_ratio(table, self._policy(exploration))
-        step = _Step(self, table, weight, discount)
+        step = MomentStep(self, table, weight, discount)
         b = np.zeros(self.n_states) if baseline is None else np.asarray(baseline, np.float64)
         if b.shape != (self.n_states,) or not np.all(np.isfinite(b)):
             raise ValueError(
@@ -341,10 +341,11 @@ class TabularMDP:
             )
         return table
 
-    def _by_action(self, flat: ArrayLike) -> Floats:
+    def by_action(self, flat: ArrayLike) -> Floats:
+        """Return [S * A] numbers as [S, A]."""
         return np.asarray(flat, dtype=np.float64).reshape(self.n_states, self.n_actions)
 
-    def _mix(self, weight: Floats, matrix: csr_array) -> csr_array:
+    def mix(self, weight: Floats, matrix: csr_array) -> csr_array:
         """Return [S, S], the rows `s * A + a` of `matrix` added up with `weight` [S, A]."""
         pairs = np.arange(weight.size)
         rows = csr_array((weight.ravel(), (pairs // self.n_actions, pairs)))
@@ -353,7 +354,7 @@ class TabularMDP:
     def _check_ends(self, chain: csr_array, discount: float) -> None:
         if discount < 1:
             return
-        endless = np.flatnonzero(~_reaching(chain, self.terminal))
+        endless = np.flatnonzero(~reaching(chain, self.terminal))
         if endless.size:
             raise ValueError(
                 f"policy never ends from {endless.size} states, such as {endless[0]}, expected an "
@@ -374,7 +375,7 @@ class TabularMDP:
         self, table: Floats, values: Floats, following: Floats, discount: float
     ) -> Floats:
         """Return pi(a|s) (Q(s, a) - V(s)), [S, A]."""
-        action_values = self.reward + discount * self._by_action(self.transition @ following)
+        action_values = self.reward + discount * self.by_action(self.transition @ following)
         return table * (action_values - values[:, None])
 
     def _finite_gradient(
@@ -405,165 +406,6 @@ class TabularMDP:
         return gradient if horizon else np.zeros_like(gradient)
 
 
-class _Inverse:
-    """`(I - discount * chain)^-1`, factorised."""
-
-    def __init__(self, chain: csr_array, discount: float) -> None:
-        system = eye_array(chain.shape[0], format="csc") - discount * csc_array(chain)
-        self._factors = splu(csc_array(system))
-
-    def solve(self, right: Floats) -> Floats:
-        """Return the product with `right`, [S] or [S, n]."""
-        return np.asarray(self._factors.solve(right))
-
-    def solve_transposed(self, right: Floats) -> Floats:
-        """Return the product of the transpose with `right`, [S]."""
-        return np.asarray(self._factors.solve(right, trans="T"))
-
-
-class _Step:
-    """One step of the moments of (G, y) under unnormalised action weights."""
-
-    def __init__(self, mdp: TabularMDP, policy: Floats, weight: Floats, discount: float) -> None:
-        self.mdp, self.policy, self.weight, self.discount = mdp, policy, weight, discount
-        self.chain = mdp._mix(weight, mdp.transition)
-        self.reward_chain = mdp._mix(weight, mdp.reward_mass)
-        self.square_chain = mdp._mix(weight, mdp.reward_square_mass)
-
-    def mixed_first(self, total: Floats) -> Floats:
-        """Return the source of E[G], [S]; `total` [S] is the weight of all that follows."""
-        return self.reward_chain @ total
-
-    def mixed_second(self, total: Floats, first: Floats) -> Floats:
-        """Return the source of E[G^2], [S]."""
-        return self.square_chain @ total + 2 * self.discount * (self.reward_chain @ first)
-
-    def second_moment(self, baseline: Floats, *, importance: bool) -> float:
-        """Return E|g|^2 without a horizon."""
-        mdp, gamma, n_actions = self.mdp, self.discount, self.mdp.n_actions
-        total = np.ones(mdp.n_states)
-        if importance:
-            weights = self._total_weight()
-            if weights is None:
-                return inf
-            total = weights
-        inverse, inverse_square = _Inverse(self.chain, gamma), _Inverse(self.chain, gamma**2)
-        first = inverse.solve(self.mixed_first(total))
-        second = inverse_square.solve(self.mixed_second(total, first))
-        u, w, own = self._sources(baseline, total, first, second)
-        visits = inverse_square.solve_transposed(mdp.start)
-        visited = np.flatnonzero((visits != 0) & ~mdp.terminal)
-        moment = 0.0
-        for begin in range(0, visited.size, COLUMNS_AT_ONCE):
-            states = visited[begin : begin + COLUMNS_AT_ONCE]
-            unit = np.zeros((mdp.n_states, states.size))
-            unit[states, np.arange(states.size)] = 1.0
-            y_column = inverse.solve(unit)
-            gy_column = inverse_square.solve(unit)
-            mixed_column = inverse_square.solve(self.reward_chain @ y_column)
-
-            rows = (states[:, None] * n_actions + np.arange(n_actions)).ravel()
-
-            def after(
-                matrix: csr_array,
-                column: Floats,
-                rows: NDArray[np.int64] = rows,
-                count: int = states.size,
-            ) -> Floats:
-                """Return [n, A]: each state's own column, expected after each of its actions."""
-                product = (matrix[rows] @ column).reshape(count, n_actions, count)
-                return np.asarray(product[np.arange(count), :, np.arange(count)])
-
-            along_u = after(mdp.reward_mass, y_column) + gamma**2 * after(
-                mdp.transition, mixed_column
-            )
-            along_u -= baseline[states, None] * after(mdp.transition, y_column)
-            along_w = gamma * after(mdp.transition, gy_column)
-            cross = along_u * self._psi_dot(u)[states] + along_w * self._psi_dot(w)[states]
-            crossed = own[states] + 2 * gamma * (self.weight[states] * cross).sum(axis=1)
-            moment += float(visits[states] @ crossed)
-        return moment
-
-    def finite_second_moment(self, baseline: Floats, horizon: int) -> float:
-        """Return E|g|^2 of episodes that are cut off after `horizon` steps."""
-        mdp, gamma, n = self.mdp, self.discount, self.mdp.n_states
-        total, first, second, moment = np.ones(n), np.zeros(n), np.zeros(n), np.zeros(n)
-        # E[y] and E[G y] from each state (first axis) for each z (second) and action (third).
-        y, gy = np.zeros((n, n, mdp.n_actions)), np.zeros((n, n, mdp.n_actions))
-        diagonal = np.arange(n)
-        for _ in range(horizon):
-            u, w, own = self._sources(baseline, total, first, second)
-            cross = self._cross(baseline, y, gy)
-            moment = own + 2 * gamma * cross + gamma**2 * (self.chain @ moment)
-            flat_y, flat_gy = y.reshape(n, -1), gy.reshape(n, -1)
-            gy = gamma * (self.reward_chain @ flat_y) + gamma**2 * (self.chain @ flat_gy)
-            y = gamma * (self.chain @ flat_y)
-            y, gy = y.reshape(n, n, -1), gy.reshape(n, n, -1)
-            y[diagonal, diagonal] += u
-            gy[diagonal, diagonal] += w
-            second = self.mixed_second(total, first) + gamma**2 * (self.chain @ second)
-            first = self.mixed_first(total) + gamma * (self.chain @ first)
-            total = np.where(mdp.terminal, 1.0, self.chain @ total)
-        return float(mdp.start @ moment)
-
-    def _total_weight(self) -> Floats | None:
-        """Return the expected product of all weights to come, [S], or None if it is infinite."""
-        mdp = self.mdp
-        live = np.flatnonzero(_reaching(self.chain.T.tocsr(), mdp.start > 0) & ~mdp.terminal)
-        inside = self.chain[live][:, live]
-        try:
-            inverse = _Inverse(inside, 1.0)
-        except RuntimeError:
-            return None
-        # For a matrix M of no negative entry, x = 1 + M x with x > 0 exists only if the spectral
-        # radius of M is below 1 (Berman and Plemmons 1979, chapter 6, M-matrices).
-        if not np.all(inverse.solve(np.ones(live.size)) > 0):
-            return None
-        total = np.ones(mdp.n_states)
-        total[live] = inverse.solve((self.chain @ mdp.terminal.astype(np.float64))[live])
-        return total
-
-    def _sources(
-        self, baseline: Floats, total: Floats, first: Floats, second: Floats
-    ) -> tuple[Floats, Floats, Floats]:
-        """Return E[(G-b) psi], E[G (G-b) psi] ([S, A]) and E[(G-b)^2 |psi|^2] ([S])."""
-        mdp, gamma, b = self.mdp, self.discount, baseline[:, None]
-        zeroth = mdp._by_action(mdp.transition @ total)
-        once = mdp._by_action(mdp.reward_mass @ total + gamma * (mdp.transition @ first))
-        twice = mdp._by_action(
-            mdp.reward_square_mass @ total
-            + 2 * gamma * (mdp.reward_mass @ first)
-            + gamma**2 * (mdp.transition @ second)
-        )
-        u = self._along_psi(self.weight * (once - b * zeroth))
-        w = self._along_psi(self.weight * (twice - b * once))
-        square = 1 - 2 * self.policy + (self.policy**2).sum(axis=1, keepdims=True)
-        own = (self.weight * (twice - 2 * b * once + b**2 * zeroth) * square).sum(axis=1)
-        return u, w, own
-
-    def _cross(self, baseline: Floats, y: Floats, gy: Floats) -> Floats:
-        """Return E[(G-b) psi . y'], [S], with z the state itself and y' the next step's y."""
-        mdp, n, n_actions = self.mdp, self.mdp.n_states, self.mdp.n_actions
-        own = np.arange(n)
-
-        def after(matrix: csr_array, field: Floats) -> Floats:
-            product = (matrix @ field.reshape(n, -1)).reshape(n, n_actions, n, n_actions)
-            return np.asarray(product[own, :, own])
-
-        expected = after(mdp.reward_mass, y) + self.discount * after(mdp.transition, gy)
-        expected -= baseline[:, None, None] * after(mdp.transition, y)
-        dots = np.einsum("saa->sa", expected) - np.einsum("sab,sb->sa", expected, self.policy)
-        return np.asarray((self.weight * dots).sum(axis=1))
-
-    def _along_psi(self, amount: Floats) -> Floats:
-        """Return sum_a amount(s, a) psi_a, [S, A], with psi_a = e_a - pi."""
-        return amount - self.policy * amount.sum(axis=1, keepdims=True)
-
-    def _psi_dot(self, vector: Floats) -> Floats:
-        """Return psi_a . vector(s), [S, A]."""
-        return vector - (self.policy * vector).sum(axis=1, keepdims=True)
-
-
 def _squared_ratio(policy: Floats, exploration: Floats) -> Floats:
     if np.any((exploration == 0) & (policy > 0)):
         raise ValueError(
@@ -571,16 +413,6 @@ def _squared_ratio(policy: Floats, exploration: Floats) -> Floats:
             "mix some of the policy into it"
         )
     return np.divide(policy**2, exploration, out=np.zeros_like(policy), where=policy > 0)
-
-
-def _reaching(chain: csr_array, target: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return the states, [S] bool, from which `target` can be reached, `target` included."""
-    reached = target
-    while True:
-        more = reached | (chain @ reached.astype(np.float64) > 0)
-        if np.array_equal(more, reached):
-            return reached
-        reached = more
 
 
 def _check_range(discount: float, horizon: int | None) -> None:

@@ -187,7 +187,7 @@ def policy_maps(
     with matplotlib.rc_context(_STYLE):
         head = 0.95 if title or subtitle else 0.45
         height = _SIDE * rows / columns + head + 0.15
-        width = len(panels) * _SIDE + (len(panels) - 1) * _GAP + 1.25
+        width = max(len(panels) * _SIDE + (len(panels) - 1) * _GAP + 1.25, 6.4)
         figure = Figure(figsize=(width, height), dpi=_DPI)
         FigureCanvasAgg(figure)
         norm = LogNorm(0.01, max(2.0, max(float(panel.visits.max()) for panel in panels)))

@@ -291,7 +291,7 @@ class ClassProposal(Proposal):
     def log_prob(self, items: Tensor, *, given: Tensor | None = None) -> Tensor:
         """[B] log softmax(τ) of the item's class, less the log of its size; differentiable in τ."""
         self._check_given(len(items), given)
-        log_q = self.tau.log_softmax(0) - self._sizes.log()
+        log_q = self.tau.log_softmax(0) - self._sizes.to(torch.float64).log()
         return log_q.index_select(0, self.labels.index_select(0, items))
 
     def _draw(self, count: int, generator: torch.Generator | None, given: Tensor | None) -> Draw:

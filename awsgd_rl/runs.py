@@ -46,7 +46,7 @@ _OWN_FILES: Final = (
     "report.html",
     ".*.partial*",
 )
-_OWN_FOLDERS: Final = ("agent", "tensorboard", "figures")
+_OWN_FOLDERS: Final = ("agent", "trials")
 _PACKAGES: Final = ("gymnasium", "numba", "numpy", "stable-baselines3", "torch")
 
 
@@ -92,7 +92,7 @@ class RunFolder:
             name: The command or bench that fills it.
             config: The run's settings, enough to run it again.
             overwrite: Replace a run that the folder holds.
-            resume: Go on in a folder that holds a run of this name: its files stay.
+            resume: Go on with the run of this name that the folder holds: its files stay.
 
         Raises:
             RunExistsError: If the folder holds a run, or files of another program under a run's
@@ -103,9 +103,9 @@ class RunFolder:
             raise ValueError("overwrite and resume are both set, expected at most one of them")
         path = Path(path)
         check_free(path, overwrite=overwrite or resume)
-        if resume and is_run(path):
-            _require_same_name(path, name)
         settings = to_json(config)
+        if resume:
+            return cls(path, name, settings, _started_of(path, name))
         started = datetime.now(UTC).isoformat(timespec="seconds")
         path.mkdir(parents=True, exist_ok=True)
         if overwrite:
@@ -203,8 +203,8 @@ def check_free(path: str | Path, *, overwrite: bool = False) -> None:
     if is_run(path):
         if not overwrite:
             raise RunExistsError(
-                f"{str(path)!r} already holds a run: pass --overwrite to replace it, or another "
-                "folder with --out (going on with a run, --resume, is not available yet)"
+                f"{str(path)!r} already holds a run: pass --overwrite to replace it, --resume to "
+                "go on with it (compare only), or another folder with --out"
             )
         return
     for name in (CONFIG_FILE, RESULTS_FILE):
@@ -322,10 +322,11 @@ def _read_object(folder: Path, name: str) -> dict[str, Any]:
     return content
 
 
-def _require_same_name(path: Path, name: str) -> None:
-    old = read_config(path)["name"]
-    if old != name:
-        raise RunExistsError(f"{str(path)!r} holds a run of {old!r}, expected one of {name!r}")
+def _started_of(path: Path, name: str) -> str:
+    old = read_config(path)
+    if old["name"] != name:
+        raise RunExistsError(f"{str(path)!r} holds a run of {old['name']!r}, expected {name!r}")
+    return str(old["started"])
 
 
 def _remove_run_files(path: Path) -> None:

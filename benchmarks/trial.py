@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from awsgd_rl.benchmarks.workers import Send
+from awsgd_rl.benchmarks.workers import Send, one_thread
 
 if TYPE_CHECKING:
     import gymnasium as gym
@@ -150,6 +150,7 @@ class Trial:
             raise ValueError(f"this is no trial of a comparison: {error}") from None
 
 
+@one_thread()
 def run_task(task: Task, send: Send) -> Trial:
     """Learn, and measure: the result is the same in any process, but for the seconds.
 

@@ -1,8 +1,8 @@
 """Independent tasks spread over processes, with messages from inside them while they run.
 
 Workers are spawned, not forked: a fork of a process in which PyTorch or numba has started threads
-may hang. A worker imports what its tasks need once, computes on one thread (so that a result is the
-same for any number of workers), and ends with the process that started it, however that ends.
+may hang. A worker imports what its tasks need once, and ends with the process that started it,
+however that ends.
 """
 
 import contextlib
@@ -96,7 +96,11 @@ def available_cores() -> int:
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Let PyTorch and numba compute on one thread, as a sum depends on how it is split."""
+    """Let PyTorch and numba compute on one thread in here.
+
+    Tasks beside each other need no more, and a sum that is split otherwise ends otherwise: so a
+    result is the same in any process.
+    """
     import numba
     import torch
 
@@ -117,8 +121,7 @@ def _run_here(
     on_result: Callable[[Result], None],
 ) -> Result:
     try:
-        with one_thread():
-            result = function(task, send)
+        result = function(task, send)
     except Exception as error:
         raise _task_error(task, error) from error
     on_result(result)
@@ -127,8 +130,7 @@ def _run_here(
 
 def _run_there(function: Callable[[Task, Send], Result], task: Task) -> Result:
     assert _send is not None
-    with one_thread():
-        return function(task, _send)
+    return function(task, _send)
 
 
 def _result(future: "Future[Result]", task: object) -> Result:

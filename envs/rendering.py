@@ -275,8 +275,8 @@ def _box(x: Floats, y: Floats, half: float, corner: float) -> Floats:
 def _cross(x: Floats, y: Floats, half: float) -> Floats:
     """Return the distance to a diagonal cross with round ends."""
     along, aside = (np.abs(x) + np.abs(y)) / np.sqrt(2), (np.abs(x) - np.abs(y)) / np.sqrt(2)
-    beyond = np.maximum(along - half * 0.5, 0)
-    return np.hypot(beyond, aside) - half * 0.12
+    distance: Floats = np.hypot(np.maximum(along - half * 0.5, 0), aside) - half * 0.12
+    return distance
 
 
 def _star(x: Floats, y: Floats, radius: float) -> Floats:

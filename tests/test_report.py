@@ -61,10 +61,9 @@ def test_a_run_is_shown_whole(tmp_path):
 
 
 def test_the_page_needs_nothing_else(tmp_path):
-    text = write_report(
-        [make_run(tmp_path / "a"), make_run(tmp_path / "b")], tmp_path / "page.html"
-    )
-    page = Page(text.read_text(encoding="utf-8"))
+    runs = [make_run(tmp_path / "a"), make_run(tmp_path / "b")]
+    text = write_report(runs, tmp_path / "page.html").read_text(encoding="utf-8")
+    page = Page(text)
     assert page.tags.count("section") == 2
     assert not {"script", "link", "iframe"} & set(page.tags)
     assert "http" not in text

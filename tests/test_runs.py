@@ -119,14 +119,17 @@ def test_a_folder_with_other_files_can_hold_a_run(tmp_path: Path) -> None:
 
 
 def test_resume_keeps_the_files_and_checks_the_name(tmp_path: Path) -> None:
-    create(tmp_path)
+    with pytest.raises(ValueError, match="not a run folder"):
+        create(tmp_path, resume=True)
+    started = create(tmp_path).started
     (tmp_path / "monitor.csv").write_text("old")
-    create(tmp_path, resume=True)
-    assert (tmp_path / "monitor.csv").read_text() == "old"
+    before = files(tmp_path)
+    assert create(tmp_path, resume=True).started == started
     with pytest.raises(RunExistsError, match="'train'"):
         RunFolder.create(tmp_path, name="compare", config={}, resume=True)
     with pytest.raises(ValueError, match="both"):
         create(tmp_path, resume=True, overwrite=True)
+    assert files(tmp_path) == before
 
 
 def test_a_path_that_is_no_folder(tmp_path: Path) -> None:

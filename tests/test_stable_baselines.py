@@ -1,7 +1,6 @@
 import csv
 import json
 import math
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,16 +10,12 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from safetensors.torch import save_file
 
 import awsgd_rl  # noqa: F401 (registers the environments)
-from awsgd_rl.agents.stable_baselines import (
-    CONFIGS,
-    HISTORY,
-    A2CConfig,
-    DQNConfig,
-    PPOConfig,
-    StableBaselines,
-)
+from awsgd_rl.agents import load_agent
+from awsgd_rl.agents.stable_baselines import HISTORY, StableBaselines
+from awsgd_rl.agents.stable_baselines_configs import CONFIGS, A2CConfig, DQNConfig, PPOConfig
 
 GRID = "awsgd_rl/TrapGridworld-v0"
 SMALL: dict[str, dict[str, Any]] = {
@@ -98,8 +93,11 @@ def test_same_seed_same_parameters() -> None:
 def test_save_and_load(algorithm: str, tmp_path: Path) -> None:
     agent = make(algorithm, seed=5).learn(total_timesteps=64)
     agent.save(tmp_path / "agent")
-    assert {p.name for p in (tmp_path / "agent").iterdir()} == {"agent.json", "model.zip"}
-    loaded = StableBaselines.load(tmp_path / "agent", device="cpu")
+    assert {p.name for p in (tmp_path / "agent").iterdir()} == {
+        "agent.json",
+        "parameters.safetensors",
+    }
+    loaded = load_agent(tmp_path / "agent", device="cpu")
     assert loaded.config == agent.config
     assert loaded.num_timesteps == agent.num_timesteps
     assert loaded.num_episodes == agent.num_episodes
@@ -111,15 +109,15 @@ def test_save_and_load(algorithm: str, tmp_path: Path) -> None:
     assert all(before[name].equal(after[name]) for name in before)
 
 
-def test_stable_baselines_reads_the_saved_model(tmp_path: Path) -> None:
-    from stable_baselines3 import A2C
-
-    agent = make("a2c")
-    agent.save(tmp_path)
-    model = A2C.load(tmp_path / "model.zip", device="cpu")
-    observation = np.array(3)
-    expected = agent.predict(observation, deterministic=True)[0]
-    assert model.predict(observation, deterministic=True)[0] == expected
+def test_learning_goes_on_where_the_saved_agent_stopped(tmp_path: Path) -> None:
+    agent = make("a2c", seed=5).learn(total_timesteps=50)
+    agent.save(tmp_path / "agent")
+    loaded = StableBaselines.load(tmp_path / "agent", device="cpu")
+    for name, value in agent._state().items():
+        assert loaded._state()[name].equal(value)
+    assert any(name.startswith("optimizer.") for name in agent._state())
+    loaded.learn(total_timesteps=10)
+    assert loaded.num_timesteps == agent.num_timesteps + 10
 
 
 def test_evaluate_policy_runs_on_it() -> None:
@@ -222,43 +220,34 @@ def damage_json(path: Path) -> None:
     (path / "agent.json").write_text('{"schema": ')
 
 
-def damage_foreign_json(path: Path) -> None:
-    (path / "agent.json").write_text('{"schema": "other"}')
-
-
 def damage_short_json(path: Path) -> None:
-    description = json.loads((path / "agent.json").read_text())
-    del description["config"]
-    (path / "agent.json").write_text(json.dumps(description))
+    about = json.loads((path / "agent.json").read_text())
+    del about["config"]
+    (path / "agent.json").write_text(json.dumps(about))
 
 
-def damage_no_model(path: Path) -> None:
-    (path / "model.zip").unlink()
+def damage_other_algorithm(path: Path) -> None:
+    about = json.loads((path / "agent.json").read_text())
+    (path / "agent.json").write_text(json.dumps({**about, "algorithm": "awsgd"}))
 
 
-def damage_truncated_model(path: Path) -> None:
-    model = path / "model.zip"
-    model.write_bytes(model.read_bytes()[:-1000])
+def damage_no_parameters(path: Path) -> None:
+    (path / "parameters.safetensors").unlink()
 
 
-def damage_empty_zip(path: Path) -> None:
-    with zipfile.ZipFile(path / "model.zip", "w"):
-        pass
+def damage_truncated_parameters(path: Path) -> None:
+    parameters = path / "parameters.safetensors"
+    parameters.write_bytes(parameters.read_bytes()[:-1000])
 
 
-def damage_pickle(path: Path) -> None:
-    with zipfile.ZipFile(path / "model.zip", "w") as archive, archive.open("policy.pth", "w") as f:
-        torch.save({"x": Path}, f)
+def damage_names(path: Path) -> None:
+    save_file({"other": torch.zeros(3)}, path / "parameters.safetensors")
 
 
-def damage_bytes(path: Path) -> None:
-    with zipfile.ZipFile(path / "model.zip", "w") as archive:
-        archive.writestr("policy.pth", b"nothing that torch wrote")
-
-
-def damage_other_model(path: Path) -> None:
+def damage_other_shapes(path: Path) -> None:
     make("a2c", env="CartPole-v1").save(path.parent / "other")
-    (path.parent / "other" / "model.zip").replace(path / "model.zip")
+    parameters = path.parent / "other" / "parameters.safetensors"
+    parameters.replace(path / "parameters.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -266,18 +255,16 @@ def damage_other_model(path: Path) -> None:
     [
         damage_nothing_there,
         damage_json,
-        damage_foreign_json,
         damage_short_json,
-        damage_no_model,
-        damage_truncated_model,
-        damage_empty_zip,
-        damage_pickle,
-        damage_bytes,
-        damage_other_model,
+        damage_other_algorithm,
+        damage_no_parameters,
+        damage_truncated_parameters,
+        damage_names,
+        damage_other_shapes,
     ],
 )
 def test_a_damaged_agent_is_refused(saved: Path, damage: Any) -> None:
     damage(saved)
-    with pytest.raises(ValueError, match=r"agent|damaged") as error:
+    with pytest.raises(ValueError, match=r"agent|damaged|safetensors|fit|unknown") as error:
         StableBaselines.load(saved, device="cpu")
     assert "\n" not in str(error.value)

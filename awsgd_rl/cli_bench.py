@@ -1,0 +1,126 @@
+"""`awsgd-rl bench NAME`: a figure or table of the README, made again."""
+
+import importlib
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+from tyro.conf import FlagCreatePairsOff, Positional, arg
+
+from awsgd_rl.cli_common import (
+    Output,
+    RunOptions,
+    UsageError,
+    bad_usage,
+    format_number,
+    parse,
+    run_folder,
+    summary_rows,
+)
+from awsgd_rl.validation import require_name
+
+_MOST_COLUMNS: Final = 8
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A bench: a module with `run(quick) -> (rows, summary)`."""
+
+    module: str
+    """Imported when the bench runs; `run` may take `seed` and `data` too."""
+    description: str
+    """One line."""
+
+
+BENCHES: Final = {
+    "env-speed": Bench(
+        "awsgd_rl.benchmarks.env_speed",
+        "steps a second of the engine and the vector environment beside other packages",
+    ),
+}
+
+DESCRIPTION = f"""Make a figure or table of the README again.
+
+benches:
+{chr(10).join(f"  {name:<12} {bench.description}" for name, bench in BENCHES.items())}
+
+examples:
+  awsgd-rl bench env-speed --quick       under a minute: the same code, fewer repeats
+  awsgd-rl bench env-speed --out speed
+"""
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """What to run."""
+
+    name: Positional[str]
+    """Which bench; `awsgd-rl list` shows all."""
+    quick: bool = False
+    """Under a minute: the same code on fewer seeds."""
+    data: Path | None = None
+    """Folder of the data, for a bench that reads some."""
+    seed: int | None = None
+    """Seed of all randomness, for a bench that draws. Default: the bench's own."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """All options of the command."""
+
+    bench: Annotated[BenchOptions, arg(name="")]
+    run: Annotated[RunOptions, arg(name="")]
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the command."""
+    options = parse(FlagCreatePairsOff[Options], "bench", argv, DESCRIPTION)
+    asked = options.bench
+    with bad_usage():
+        require_name("bench", asked.name, BENCHES)
+        module = importlib.import_module(BENCHES[asked.name].module)
+        arguments = _arguments(asked, module.run)
+    out = Output(quiet=options.run.quiet)
+    with run_folder(options.run, "bench", f"bench {asked.name}") as start:
+        folder = start({"quick": asked.quick, **arguments})
+    rows, summary = module.run(quick=asked.quick, **arguments)
+    written = folder.write_results(rows, summary, "cpu")
+    _print_rows(out, asked.name, rows)
+    out.table("summary", ["name", "value [95 % interval]"], summary_rows(summary))
+    out.wrote(written)
+
+
+def _arguments(asked: BenchOptions, run: Any) -> dict[str, Any]:
+    """Return the options given that the bench takes.
+
+    Raises:
+        UsageError: If one is given that it does not take.
+    """
+    given = {
+        name: value
+        for name, value in (("data", asked.data), ("seed", asked.seed))
+        if value is not None
+    }
+    for name in given:
+        if name not in inspect.signature(run).parameters:
+            raise UsageError(f"bench {asked.name} takes no --{name}: leave it out")
+    if asked.data is not None and not asked.data.exists():
+        raise UsageError(f"--data is {str(asked.data)!r}, but there is no such file or folder")
+    return given
+
+
+def _print_rows(out: Output, title: str, rows: Sequence[dict[str, Any]]) -> None:
+    columns = [
+        name
+        for name, value in (rows[0].items() if rows else ())
+        if isinstance(value, str | int | float)
+    ][:_MOST_COLUMNS]
+    if columns:
+        cells = [[_cell(row.get(column)) for column in columns] for row in rows]
+        out.table(title, columns, cells)
+
+
+def _cell(value: Any) -> str:
+    return value if isinstance(value, str) else format_number(value)

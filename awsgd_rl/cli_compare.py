@@ -1,0 +1,166 @@
+"""`awsgd-rl compare`: agents side by side; with no arguments, the main job."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from tyro.conf import FlagCreatePairsOff, arg
+
+from awsgd_rl.benchmarks.compare import (
+    CompareConfig,
+    Comparison,
+    Progress,
+    compare,
+    write_figures,
+)
+from awsgd_rl.benchmarks.trial import ALGORITHMS, Trial
+from awsgd_rl.cli_common import (
+    Output,
+    RunOptions,
+    UsageError,
+    format_interval,
+    parse,
+    run_folder,
+)
+from awsgd_rl.runs import RunFolder, read_config
+
+DESCRIPTION = """Let agents learn side by side on the same maps, and compare their failures.
+
+With no arguments: AW-SGD beside on-policy learning with one update a batch (the paper's baseline)
+and with as many updates, on ten 15x15 maps with 9 traps, 20,000 episodes each. It writes a run
+folder with results.json, learning curves, failures, regret and the learned policies.
+
+examples:
+  awsgd-rl compare
+  awsgd-rl compare --preset 50/25 --maps 12 --algos awsgd reinforce
+  awsgd-rl compare --size 8 --traps 6 --slip 0.1 --episodes 5000 --regime paper
+  awsgd-rl compare --env CartPole-v1 --maps 3 --episodes 500
+  awsgd-rl compare --out runs/big --resume          go on after Ctrl-C
+"""
+
+TRIALS = "trials"
+
+
+@dataclass(frozen=True)
+class ResumeOptions:
+    """Going on."""
+
+    resume: bool = False
+    """Go on with the interrupted comparison that --out holds, with its settings."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """All options of the command."""
+
+    config: Annotated[CompareConfig, arg(name="")]
+    resume: Annotated[ResumeOptions, arg(name="")]
+    run: Annotated[RunOptions, arg(name="")]
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the command."""
+    options = parse(FlagCreatePairsOff[Options], "compare", argv, DESCRIPTION)
+    config, run, resume = options.config, options.run, options.resume.resume
+    out = Output(quiet=run.quiet)
+    finished: list[Trial] = []
+    with run_folder(run, "compare", resume=resume) as start:
+        if resume:
+            assert run.out is not None  # `run_folder` has checked it
+            config = _stored_config(run.out, config)
+            finished = _stored_trials(run.out, config)
+        config.make_env(config.seed).close()
+        folder = start(dataclasses.asdict(config))
+    comparison = _compare(config, folder, finished, out)
+    summary = comparison.summary()
+    results = folder.write_results(comparison.rows, summary, "cpu")
+    figures = write_figures(comparison, folder.path)
+    _print(out, comparison, summary)
+    out.wrote(results, *figures)
+
+
+def _compare(
+    config: CompareConfig, folder: RunFolder, finished: list[Trial], out: Output
+) -> Comparison:
+    trials = folder.path / TRIALS
+    trials.mkdir(exist_ok=True)
+
+    def keep(trial: Trial) -> None:
+        folder.write_json(f"{TRIALS}/{trial.algorithm}-{trial.map}.json", trial)
+
+    total = (len(config.algos) * config.maps - len(finished)) * config.episodes
+    out.line(f"compare: {' '.join(config.algos)} on {config.task}")
+    try:
+        with out.progress("compare", total, "episodes") as update:
+
+            def show(progress: Progress) -> None:
+                update(progress.done, f"{progress.task}: {progress.recent:.3f}")
+
+            return compare(config, progress=show, on_trial=keep, finished=finished)
+    except KeyboardInterrupt:
+        done = sum(1 for _ in trials.iterdir())
+        raise KeyboardInterrupt(
+            f"{done} trials are kept: go on with {_resume_command(folder.path)}"
+        ) from None
+
+
+def _print(out: Output, comparison: Comparison, summary: dict[str, float]) -> None:
+    config, metric = comparison.config, comparison.metric
+    rows = [
+        [
+            ALGORITHMS[algorithm].title,
+            format_interval(summary, f"{algorithm}.{metric}_mean"),
+            format_interval(summary, f"{algorithm}.{metric}_final"),
+            format_interval(summary, f"{algorithm}.steps_mean"),
+        ]
+        for algorithm in config.algos
+    ]
+    count = f"{config.maps} {'maps' if config.env is None else 'seeds'}"
+    out.table(
+        f"{config.task}: {count}, {config.episodes:,} episodes each, 95 % intervals",
+        ["algorithm", f"{metric}, all episodes", f"{metric}, at the end", "steps taken"],
+        rows,
+    )
+    for name, text in (
+        ("failure_ratio", "failures of on-policy (one update a batch) / failures of AW-SGD"),
+        ("failure_ratio_equal_updates", "failures of on-policy (equal updates) / of AW-SGD"),
+    ):
+        if name in summary:
+            out.line(f"{text}: {format_interval(summary, name)}")
+
+
+def _stored_config(path: Path, given: CompareConfig) -> CompareConfig:
+    """Return the config of an interrupted comparison, with the number of processes asked for now.
+
+    Raises:
+        UsageError: If other settings were given now that differ from the stored ones.
+    """
+    stored = read_config(path)["config"]
+    try:
+        config = CompareConfig(**{**stored, "algos": tuple(stored["algos"]), "jobs": given.jobs})
+    except (KeyError, TypeError) as error:
+        raise UsageError(f"{str(path)!r} holds no comparison of this version: {error}") from None
+    default = CompareConfig()
+    for field in dataclasses.fields(CompareConfig):
+        now, then = getattr(given, field.name), getattr(config, field.name)
+        if now not in (getattr(default, field.name), then):
+            raise UsageError(
+                f"--{field.name} is {now}, but the run to go on with has {then}: leave it out"
+            )
+    return config
+
+
+def _stored_trials(path: Path, config: CompareConfig) -> list[Trial]:
+    trials = []
+    for file in sorted((path / TRIALS).glob("*.json")):
+        if not file.name.startswith("."):  # what a crash left of a file being written
+            trials.append(Trial.from_json(json.loads(file.read_text(encoding="utf-8"))))
+    maps = range(config.seed, config.seed + config.maps)
+    return [trial for trial in trials if trial.algorithm in config.algos and trial.map in maps]
+
+
+def _resume_command(path: Path) -> Any:
+    return f"awsgd-rl compare --out {path} --resume"

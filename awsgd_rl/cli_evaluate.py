@@ -1,0 +1,166 @@
+"""`awsgd-rl evaluate`: return, length and success of a saved agent."""
+
+import inspect
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+import numpy as np
+from tyro.conf import FlagCreatePairsOff, Positional, arg
+
+from awsgd_rl.cli_common import Output, RunOptions, UsageError, parse, run_folder, summary_rows
+from awsgd_rl.cli_environment import make_env, run_episodes, summarise
+from awsgd_rl.validation import require_integer
+
+_MOST_FRAMES: Final = 1000
+
+DESCRIPTION = """Run episodes of a saved agent: mean return, length and success with 95 % intervals.
+
+Saved agents, those of Stable-Baselines3 included, are read as numbers and JSON alone: no file is
+unpickled. But the environment that a folder names is made: evaluate agents of people you trust.
+
+examples:
+  awsgd-rl evaluate runs/train-20260101-120000
+  awsgd-rl evaluate runs/train-20260101-120000 --episodes 10000 --seed 1
+  awsgd-rl evaluate runs/train-20260101-120000 --render gif
+"""
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """What is evaluated."""
+
+    directory: Annotated[Positional[Path], arg(metavar="DIR")]
+    """Run folder of `train`, or the folder that an agent's `save` wrote."""
+    episodes: int | None = None
+    """Number of episodes. Default: 100; with --render human: 3."""
+    render: Literal["human", "gif"] | None = None
+    """human: show the episodes in a window. gif: write the first one to episode.gif."""
+    deterministic: bool = False
+    """Take the most probable actions, rather than draw them from the policy."""
+    seed: int = 0
+    """Seed of the environment and the policy's draws, 0 or more."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """All options of the command."""
+
+    evaluate: Annotated[EvaluateOptions, arg(name="")]
+    run: Annotated[RunOptions, arg(name="")]
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the command."""
+    options = parse(FlagCreatePairsOff[Options], "evaluate", argv, DESCRIPTION)
+    asked = options.evaluate
+    episodes = (3 if asked.render == "human" else 100) if asked.episodes is None else asked.episodes
+    out = Output(quiet=options.run.quiet)
+    with run_folder(options.run, "evaluate") as start:
+        require_integer("--episodes", episodes)
+        require_integer("--seed", asked.seed, minimum=0)
+        path = _agent_folder(asked.directory)
+        env = _env_of(path, {"gif": "rgb_array", "human": "human", None: None}[asked.render])
+        agent = _load(path, env, asked)
+        folder = start(
+            {
+                "directory": str(asked.directory),
+                "episodes": episodes,
+                "deterministic": asked.deterministic,
+                "seed": asked.seed,
+                "device": asked.device,
+            }
+        )
+    frames: list[Any] = []
+    episode = 0
+
+    def keep_frame() -> None:
+        if asked.render == "gif" and episode == 0 and len(frames) < _MOST_FRAMES:
+            frames.append(env.render())
+
+    with out.progress("evaluate", episodes, "episodes") as update:
+
+        def count(done: int) -> None:
+            nonlocal episode
+            episode = done
+            update(done, "")
+
+        measured = run_episodes(
+            agent,
+            env,
+            episodes,
+            seed=asked.seed,
+            deterministic=asked.deterministic,
+            on_step=keep_frame,
+            on_episode=count,
+        )
+    env.close()
+    summary = summarise(measured)
+    columns = zip(measured.returns, measured.lengths, measured.successes, strict=True)
+    rows = [
+        {"episode": number, "return": total, "length": length, "success": success}
+        for number, (total, length, success) in enumerate(columns)
+    ]
+    written = [folder.write_results(rows, summary, "cpu")]
+    if frames:
+        fps = env.metadata.get("render_fps", 12)
+        written.append(_write_gif(folder.path / "episode.gif", frames, fps))
+    title = f"{asked.directory}, {episodes} episodes"
+    out.table(title, ["", "value [95 % interval]"], summary_rows(summary))
+    out.wrote(*written)
+
+
+def _agent_folder(directory: Path) -> Path:
+    for path in (directory / "agent", directory):
+        if (path / "agent.json").is_file():
+            return path
+    if not directory.exists():
+        raise UsageError(f"there is no folder {str(directory)!r}")
+    raise UsageError(
+        f"{str(directory)!r} holds no saved agent: expected agent/agent.json or agent.json in it"
+    )
+
+
+def _env_of(path: Path, render_mode: str | None) -> Any:
+    """Make the environment that a saved agent names, for rendering if that is asked for."""
+    try:
+        spec = json.loads((path / "agent.json").read_text(encoding="utf-8"))["env"]
+        env_id, kwargs = spec["id"], {**spec.get("kwargs", {})}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UsageError(f"{str(path / 'agent.json')!r} is damaged, or names no environment") from (
+            None
+        )
+    kwargs.pop("render_mode", None)
+    env = make_env(env_id, kwargs)
+    modes = env.metadata.get("render_modes", [])
+    if render_mode is None:
+        return env
+    env.close()
+    if render_mode not in modes:
+        raise UsageError(f"{env_id} has no {render_mode} rendering, it has {', '.join(modes) or 0}")
+    return make_env(env_id, kwargs, render_mode)
+
+
+def _load(path: Path, env: Any, asked: EvaluateOptions) -> Any:
+    from awsgd_rl.agents import load_agent
+
+    takes_seed = "seed" in inspect.signature(load_agent).parameters
+    seed = {"seed": asked.seed} if takes_seed else {}
+    return load_agent(path, env=env, device=asked.device, **seed)
+
+
+def _write_gif(path: Path, frames: Sequence[Any], fps: float) -> Path:
+    from PIL import Image
+
+    from awsgd_rl.runs import atomic_path
+
+    first, *others = [Image.fromarray(np.asarray(frame, dtype=np.uint8)) for frame in frames]
+    with atomic_path(path) as partial:
+        # Viewers take less than 20 ms for 100 ms.
+        duration = max(20, round(1000 / fps))
+        first.save(partial, save_all=True, append_images=others, duration=duration, loop=0)
+    return path

@@ -1,0 +1,286 @@
+"""`awsgd-rl train`: one agent on one environment."""
+
+import contextlib
+import dataclasses
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import numpy as np
+from tyro.conf import FlagCreatePairsOff, arg
+
+from awsgd_rl.agents import ALGORITHMS, make_agent
+from awsgd_rl.cli_common import (
+    Output,
+    RunOptions,
+    UsageError,
+    bad_usage,
+    parse,
+    run_folder,
+    summary_rows,
+)
+from awsgd_rl.cli_environment import (
+    Episodes,
+    choose_env,
+    make_env,
+    read_env_kwargs,
+    run_episodes,
+    summarise,
+)
+from awsgd_rl.validation import require_integer, require_name
+
+POLICIES: Final = ("TablePolicy", "MlpPolicy")
+_CURVE_POINTS: Final = 100
+
+DESCRIPTION = f"""Train one agent on one environment.
+
+The last options are those of the algorithm: --algo ppo --help shows PPO's.
+
+algorithms:
+{chr(10).join(f"  {name:<10} {entry.description}" for name, entry in ALGORITHMS.items())}
+
+examples:
+  awsgd-rl train                                          AW-SGD on the 15x15 trap gridworld
+  awsgd-rl train --algo reinforce --preset 50/25 --total-episodes 20000
+  awsgd-rl train --algo awsgd --env CartPole-v1 --total-timesteps 100000
+  awsgd-rl train --env-kwargs '{{"size": 8, "traps": 6, "slip": 0.1}}' --learning-rate 2
+"""
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What learns where."""
+
+    algo: str = "awsgd"
+    """The algorithm; `awsgd-rl list` shows all."""
+    env: str | None = None
+    """Gymnasium id. Default: awsgd_rl/TrapGridworld-v0."""
+    env_kwargs: Annotated[str, arg(metavar="JSON")] = "{}"
+    """Arguments of the environment, a JSON object."""
+    preset: str | None = None
+    """A named map size in place of --env, such as 15/9; `awsgd-rl list` shows all."""
+    policy: str | None = None
+    """TablePolicy or MlpPolicy. Default: a table for Discrete observations (but for SB3's)."""
+    total_timesteps: int | None = None
+    """Environment steps to learn from. Default with networks: 100,000."""
+    total_episodes: int | None = None
+    """Episodes to learn from, in place of --total-timesteps. Default with tables: 20,000."""
+    eval_episodes: int = 100
+    """Episodes that measure the policy learned, 0 for none."""
+    seed: int = 0
+    """Seed of all randomness, 0 or more: the same seed gives the same result."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the command."""
+    with bad_usage():
+        config_class = _config_class(_chosen_algorithm(argv))
+    options: Any = parse(_options_class(config_class), "train", argv, DESCRIPTION)
+    asked: TrainOptions = options.train
+    settings = {f.name: getattr(options.agent, f.name) for f in dataclasses.fields(options.agent)}
+    out = Output(quiet=options.run.quiet)
+    with run_folder(options.run, "train") as start:
+        _check_numbers(asked)
+        env_id = choose_env(asked.env, asked.preset)
+        kwargs = read_env_kwargs(asked.env_kwargs)
+        env = make_env(env_id, kwargs)
+        policy = _choose_policy(asked, env)
+        total = _choose_total(asked, policy)
+        agent = make_agent(
+            asked.algo,
+            policy,
+            env,
+            seed=asked.seed,
+            device=asked.device,
+            log_dir=start.path,
+            tensorboard_log=start.path,
+            **settings,
+        )
+        config = {
+            "algo": asked.algo,
+            "env": env_id,
+            "env_kwargs": asked.env_kwargs,
+            "policy": policy,
+            **total,
+            "eval_episodes": asked.eval_episodes,
+            "seed": asked.seed,
+            "device": asked.device,
+        }
+        folder = start({**config, **dataclasses.asdict(agent.config)})
+    out.line(f"train: {asked.algo} with {policy} on {env_id}")
+    stopped = _learn(agent, total, out)
+    agent.save(folder.path / "agent")
+    written = [folder.path / "agent", *_draw(agent, folder.path, f"{asked.algo} on {env_id}")]
+    if stopped:
+        raise KeyboardInterrupt(
+            f"the agent of {agent.num_episodes} episodes is kept in {folder.path / 'agent'}"
+        )
+    summary: dict[str, float] = {}
+    rows = []
+    if asked.eval_episodes:
+        evaluated = run_episodes(agent, env, asked.eval_episodes, seed=asked.seed)
+        summary = summarise(evaluated)
+        rows.append({"timesteps": agent.num_timesteps, **summary})
+        written.append(_write_evaluations(folder.path, agent.num_timesteps, evaluated))
+    env.close()
+    totals = {"num_episodes": agent.num_episodes, "num_timesteps": agent.num_timesteps}
+    summary = {**summary, **totals}
+    written.append(folder.write_results(rows, summary, _device_of(agent)))
+    title = f"{asked.algo} on {env_id}, {asked.eval_episodes} episodes after learning"
+    out.table(title, ["", "value [95 % interval]"], summary_rows(summary))
+    out.wrote(*written)
+
+
+def _chosen_algorithm(argv: Sequence[str]) -> str:
+    """Return the algorithm that `argv` names: the other options depend on it."""
+    name = TrainOptions.algo
+    for index, argument in enumerate(argv):
+        if argument == "--algo" and index + 1 < len(argv):
+            name = argv[index + 1]
+        elif argument.startswith("--algo="):
+            name = argument.partition("=")[2]
+    return require_name("algorithm", name, ALGORITHMS)
+
+
+def _config_class(algorithm: str) -> Any:
+    config_class = ALGORITHMS[algorithm].config_class
+    if config_class is None:
+        configs = import_module("awsgd_rl.agents.stable_baselines_configs").CONFIGS
+        config_class = configs[algorithm]
+    return config_class
+
+
+def _options_class(config_class: Any) -> Any:
+    nothing = arg(name="")
+    return dataclasses.make_dataclass(
+        "Options",
+        [
+            ("train", Annotated[TrainOptions, nothing]),
+            ("agent", Annotated[config_class, nothing]),
+            ("run", FlagCreatePairsOff[Annotated[RunOptions, nothing]]),  # type: ignore[misc]
+        ],
+    )
+
+
+def _check_numbers(asked: TrainOptions) -> None:
+    require_integer("--seed", asked.seed, minimum=0)
+    require_integer("--eval-episodes", asked.eval_episodes, minimum=0)
+    totals = {"timesteps": asked.total_timesteps, "episodes": asked.total_episodes}
+    for name, value in totals.items():
+        if value is not None:
+            require_integer(f"--total-{name}", value)
+    if None not in totals.values():
+        raise UsageError("--total-timesteps and --total-episodes are both given, expected one")
+
+
+def _choose_policy(asked: TrainOptions, env: Any) -> str:
+    from gymnasium import spaces
+
+    if asked.policy is not None:
+        return require_name("policy", asked.policy, POLICIES)
+    ours = ALGORITHMS[asked.algo].config_name is not None
+    discrete = isinstance(env.observation_space, spaces.Discrete)
+    return "TablePolicy" if ours and discrete else "MlpPolicy"
+
+
+def _choose_total(asked: TrainOptions, policy: str) -> dict[str, int]:
+    if asked.total_timesteps is not None:
+        return {"total_timesteps": asked.total_timesteps}
+    if asked.total_episodes is not None:
+        return {"total_episodes": asked.total_episodes}
+    if policy == "TablePolicy":
+        return {"total_episodes": 20_000}
+    return {"total_timesteps": 100_000}
+
+
+def _learn(agent: Any, total: dict[str, int], out: Output) -> bool:
+    """Learn, showing how far it is; return whether Ctrl-C stopped it."""
+    ((name, count),) = total.items()
+    unit = name.removeprefix("total_")
+    with out.progress("train", count, unit) as update, _stop_on_interrupt() as stopped:
+
+        def after_batch(agent: Any) -> bool:
+            history = agent.history
+            for quantity in ("success", "return"):
+                recent = [value for value in history[quantity][-20:] if np.isfinite(value)]
+                if recent:
+                    update(history[unit][-1], f"{quantity} {np.mean(recent):.3f}")
+                    break
+            return not stopped.is_set()
+
+        agent.learn(**total, callback=after_batch)
+    return stopped.is_set()
+
+
+@contextlib.contextmanager
+def _stop_on_interrupt() -> Iterator[threading.Event]:
+    """Let the first Ctrl-C end the batch that is under way; the second one ends at once."""
+    stopped = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stopped
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def stop(*_: object) -> None:
+        stopped.set()
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, stop)
+    try:
+        yield stopped
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _draw(agent: Any, folder: Path, title: str) -> list[Path]:
+    """Draw the learning curve: success where it is known, else return."""
+    from awsgd_rl.benchmarks.trial import binned
+    from awsgd_rl.plots import learning_curves, save_figure
+    from awsgd_rl.statistics import Band
+
+    history = agent.history
+    known = [name for name in ("success", "return") if np.isfinite(history.get(name, [])).any()]
+    if not known:
+        return []
+    total = int(history["episodes"][-1])
+    points = min(_CURVE_POINTS, len(history["episodes"]))
+    curve = binned(history["episodes"], history[known[0]], total, points)
+    unknown = np.full(points, np.nan)
+    figure = learning_curves(
+        total * np.arange(1, points + 1) / points,
+        {known[0]: Band(curve, unknown, unknown)},
+        title=f"{known[0].capitalize()} while it learns",
+        subtitle=title,
+        ylabel="success probability" if known[0] == "success" else "return of an episode",
+        percent=known[0] == "success",
+    )
+    return save_figure(figure, folder, "learning")
+
+
+def _write_evaluations(folder: Path, timesteps: int, episodes: Episodes) -> Path:
+    """Write `evaluations.npz` under the names that Stable-Baselines3 uses."""
+    from awsgd_rl.runs import atomic_path
+
+    path = folder / "evaluations.npz"
+    with atomic_path(path) as partial:
+        np.savez(
+            partial,
+            timesteps=np.array([timesteps]),
+            results=episodes.returns[None],
+            ep_lengths=episodes.lengths[None],
+            successes=episodes.successes[None],
+        )
+    return path
+
+
+def _device_of(agent: Any) -> str:
+    device = getattr(getattr(agent, "learner", None), "device", None)
+    if device is None and hasattr(agent, "model"):
+        device = agent.model.device
+    return "cpu" if device is None else str(device)

@@ -1,0 +1,155 @@
+"""Tasks over processes: same results for any number, messages, errors, and a clean end."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from awsgd_rl.benchmarks.workers import TaskError, available_cores, one_thread, run_tasks
+
+# Workers import their function by name, so it has to stand in a module that they can find.
+MODULE = """
+import os
+import time
+
+
+def square(task, send):
+    send(("squaring", task, os.getpid()))
+    return task * task
+
+
+def fail_at_three(task, send):
+    if task == 3:
+        raise ValueError("three is too many")
+    return task
+
+
+def die_at_three(task, send):
+    if task == 3:
+        os._exit(7)
+    return task
+
+
+def sleep(task, send):
+    send(os.getpid())
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def functions(tmp_path, monkeypatch):
+    (tmp_path / "functions_of_workers.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    import functions_of_workers
+
+    yield functions_of_workers
+    del sys.modules["functions_of_workers"]
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_results_are_in_order_and_messages_arrive(functions, jobs):
+    messages, results = [], []
+    tasks = [3, 1, 2]
+    squares = run_tasks(
+        functions.square, tasks, jobs=jobs, on_message=messages.append, on_result=results.append
+    )
+    assert squares == [9, 1, 4]
+    assert sorted(results) == [1, 4, 9]
+    assert sorted(task for _, task, _ in messages) == [1, 2, 3]
+    assert ({process for *_, process in messages} == {os.getpid()}) == (jobs == 1)
+
+
+def test_no_tasks(functions):
+    assert run_tasks(functions.square, [], jobs=2) == []
+
+
+def test_one_thread_is_given_back():
+    import numba
+    import torch
+
+    before = torch.get_num_threads(), numba.get_num_threads()
+    with one_thread():
+        assert (torch.get_num_threads(), numba.get_num_threads()) == (1, 1)
+    assert (torch.get_num_threads(), numba.get_num_threads()) == before
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_an_error_names_its_task(functions, jobs):
+    with pytest.raises(TaskError, match=r"^3: ValueError: three is too many$") as error:
+        run_tasks(functions.fail_at_three, [1, 2, 3, 4], jobs=jobs)
+    assert isinstance(error.value.__cause__, ValueError)
+
+
+def test_a_dead_worker_is_an_error(functions):
+    with pytest.raises(TaskError, match="a worker process died"):
+        run_tasks(functions.die_at_three, [1, 2, 3, 4], jobs=2)
+
+
+def test_an_interruption_ends_the_workers(functions):
+    processes = set()
+
+    def interrupt(process):
+        processes.add(process)
+        if len(processes) == 2:
+            raise KeyboardInterrupt
+
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run_tasks(functions.sleep, [1, 2, 3], jobs=2, on_message=interrupt)
+    assert time.monotonic() - started < 50  # not the minute that the tasks sleep
+    assert not any(alive(process) for process in processes)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends POSIX signals")
+@pytest.mark.parametrize("how", ["SIGINT", "SIGKILL"])
+def test_workers_end_with_their_parent(tmp_path, how):
+    (tmp_path / "functions_of_workers.py").write_text(MODULE)
+    script = tmp_path / "main.py"
+    script.write_text(
+        "from functions_of_workers import sleep\n"
+        "from awsgd_rl.benchmarks.workers import run_tasks\n"
+        "if __name__ == '__main__':\n"
+        "    show = lambda process: print(process, flush=True)\n"
+        "    run_tasks(sleep, [1, 2, 3], jobs=2, on_message=show)\n"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, str(script)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        process_group=0,
+    )
+    with parent:
+        workers = [int(parent.stdout.readline()) for _ in range(2)]
+        assert all(alive(worker) for worker in workers)
+        if how == "SIGINT":  # as a terminal does: to the whole group
+            os.killpg(parent.pid, signal.SIGINT)
+        else:
+            parent.kill()
+        _, errors = parent.communicate(timeout=60)
+    deadline = time.monotonic() + 30
+    while any(alive(worker) for worker in workers) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(alive(worker) for worker in workers)
+    # One traceback, the parent's: workers say nothing.
+    assert errors.count("Traceback") == (1 if how == "SIGINT" else 0)
+
+
+def alive(process):
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    # A zombie whose parent has not asked for it is dead too.
+    try:
+        with open(f"/proc/{process}/stat") as stat:  # noqa: PTH123
+            return stat.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_available_cores():
+    assert 1 <= available_cores() <= (os.cpu_count() or 1)

@@ -5,7 +5,6 @@ An algorithm (`reinforce.py`, `awsgd.py`) is a page that says what one batch doe
 """
 
 import json
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
@@ -21,6 +20,8 @@ from torch import Tensor
 from awsgd_rl import diagnostics, validation
 from awsgd_rl._version import __version__
 from awsgd_rl.agents.checkpoint import read_checkpoint, write_checkpoint
+from awsgd_rl.agents.logging import RunLogger
+from awsgd_rl.agents.progress import track
 from awsgd_rl.weights import effective_sample_size
 
 POLICIES = ("TablePolicy", "MlpPolicy")
@@ -220,24 +221,28 @@ class Agent(ABC):
             raise ValueError("give one of total_timesteps and total_episodes")
         unit = "total_timesteps" if total_episodes is None else "total_episodes"
         total = validation.require_integer(unit, total_timesteps or total_episodes)
-        from awsgd_rl.agents.logging import RunLogger, track
 
         def done() -> int:
             return self.num_timesteps if total_episodes is None else self.num_episodes
 
         stop = done() + total
+        log_dir, tensorboard_log = self._log_dirs
         with (
-            RunLogger(*self._log_dirs, env_id=self.env_id) as log,
-            track(total, unit.split("_")[1], progress_bar) as advance,
+            RunLogger(
+                log_dir,
+                tensorboard_log,
+                env_id=self.env_id,
+                run_name=self.name,
+                append=self.num_episodes > 0,
+            ) as log,
+            track(total, unit.removeprefix("total_"), progress_bar) as advance,
         ):
-            started, first = time.monotonic(), self.num_timesteps
+            log.resume_from(self.num_timesteps)
             while done() < stop:
                 before = done()
                 n = self.config.batch_size
-                self._batch(min(n, stop - before) if total_episodes is not None else n, log)
-                seconds = max(time.monotonic() - started, 1e-9)
-                log.scalars({"time/fps": (self.num_timesteps - first) / seconds})
-                advance(done() - before)
+                self._batch(n if total_episodes is None else min(n, stop - before), log)
+                advance(done() - before, self._summary())
                 if callback is not None and callback(self) is False:
                     break
         return self
@@ -354,8 +359,26 @@ class Agent(ABC):
         row = {"episodes": self.num_episodes, "timesteps": self.num_timesteps, **measured}
         for name, value in row.items():
             self.history.setdefault(name, []).append(float(value))
-        log.episodes(fresh.raw_returns, fresh.lengths, fresh.success)
-        log.batch(self.num_timesteps, row)
+        log.episodes(fresh.raw_returns.tolist(), fresh.lengths.tolist(), fresh.success.tolist())
+        log.scalars(
+            self.num_timesteps,
+            {
+                "n_updates": sum(self.history["updates"]),
+                "variance_ratio": measured["variance_ratio"],
+                "headroom": measured["headroom"],
+                "effective_sample_size": measured["ess"],
+                "largest_weight": measured["max_weight"],
+                **getattr(self.learner, "metrics", {}),
+            },
+        )
+
+    def _summary(self) -> str:
+        """Return the last batches in a few words."""
+        success = [x for x in self.history["success"][-10:] if x == x]
+        if success:
+            return f"success {sum(success) / len(success):.2f}"
+        returns = self.history["return"][-10:]
+        return f"return {sum(returns) / len(returns):.1f}"
 
     def measure(
         self, fresh: Any, weights: Tensor, signal: Tensor, gradient_norm: float

@@ -14,6 +14,7 @@ Variants: "replay" is all of this; "mixture" leaves out the memory, and every st
 The replayed steps have one bias, the truncation at `ratio_clip` (none at infinity).
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -74,6 +75,7 @@ class AWSGD(Agent):
         super().__init__(policy, env, **arguments)
         self.scale = RunningScale()
         self.table = TableProposal(self.config.memory, uniform_share=self.config.uniform_share)
+        self.table.fill(0)  # slots that hold nothing yet are never drawn
         self.adaptation = TableAdaptation(self.table)
 
     @property
@@ -111,10 +113,9 @@ class AWSGD(Agent):
         learner.fit_values(fresh, weights)
         if self.config.variant == "replay":
             slots = learner.remember(fresh)
-            self.table.fill(int(slots.max()) + 1)
+            self.table.fill(max(self.table.filled, int(slots.max()) + 1))
             self.table.set_scores(slots, weights * signal)
-            for _ in range(self.config.updates - 1):
-                self.replay(n)
+            self.replay(n, self.config.updates - 1)
         return measured
 
     def weigh(self, fresh: Any, share: float) -> tuple[Tensor, Tensor]:
@@ -138,17 +139,26 @@ class AWSGD(Agent):
             coefficients = score_function_coefficients(squared, scale=self.scale.update(squared))
         self.learner.ascend_exploration(fresh, coefficients * exploration_ratio)
 
-    def replay(self, n: int) -> None:
-        """One step on `n` past trajectories drawn by the table of their last gradient norms."""
+    def replay(self, n: int, updates: int) -> None:
+        """Take steps on `n` past trajectories each, drawn by the table of their gradient norms.
+
+        All are drawn at once, since a draw's weight is of the table as it was: the table is then
+        computed once a batch, and takes in the new scores at its end.
+        """
+        if updates == 0:
+            return
         learner, clip = self.learner, self.config.ratio_clip
-        draw = self.table.draw(n, generator=self.generator)
-        log_uniform = torch.full_like(draw.log_q, -torch.tensor(float(self.table.filled)).log())
-        past = learner.recall(draw.items)
-        if learner.ratio == "step":
-            ratio, step_clip = torch.ones_like(draw.log_q), clip
-        else:
-            ratio = truncated_weights(learner.log_target(past), past.log_drawn, clip)
-            step_clip = None
-        signal = ratio * learner.signal(past, step_clip)
-        learner.ascend(past, ratio * importance_weights(log_uniform, draw.log_q), step_clip)
-        self.adaptation.update(draw, signal, log_uniform)
+        draw = self.table.draw(n * updates, generator=self.generator)
+        log_uniform = torch.full_like(draw.log_q, -math.log(self.table.filled))
+        memory_weights = importance_weights(log_uniform, draw.log_q).split(n)
+        scores = []
+        for items, weights in zip(draw.items.split(n), memory_weights, strict=True):
+            past = learner.recall(items)
+            if learner.ratio == "step":
+                scores.append(learner.signal(past, clip))
+                learner.ascend(past, weights, clip)
+            else:
+                ratio = truncated_weights(learner.log_target(past), past.log_drawn, clip)
+                scores.append(ratio * learner.signal(past))
+                learner.ascend(past, ratio * weights)
+        self.adaptation.update(draw, torch.cat(scores), log_uniform)

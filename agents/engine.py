@@ -10,6 +10,7 @@ Each episode has a random stream of its own, keyed by (seed, episode), so that a
 for any number of threads.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numba
@@ -19,6 +20,10 @@ from awsgd_rl.agents.tables import COUNT, DISCOUNTED, RETURNS, Floats, Ints, Row
 
 GOAL, TRAP, HORIZON = 0, 1, 2
 """How an episode ended (the values of `Outcomes.end`)."""
+
+# Indices are unsigned: numba then leaves out the wrapping of negative ones, a fifth of the time.
+_NONE = np.uintp(2**63)  # no row yet
+_RIGHT, _LEFT = np.uintp(1), np.uintp(3)  # quarter turns, modulo 4
 
 _PARALLEL_FROM = 256  # episodes; below it, waking the threads costs more than they save
 
@@ -31,7 +36,7 @@ class Grid(NamedTuple):
     Attributes:
         next_state: [S, 4] where each direction leads.
         end: [S] -1 where the episode goes on, else `GOAL` or `TRAP`.
-        reward: [S] reward of arriving in a cell.
+        reward: [S, 4] reward of a move in each direction.
         start: the first state.
         slip: probability of moving to a side instead, half to each.
         horizon: longest episode, in steps.
@@ -89,16 +94,15 @@ def _rollout_range(
     n_actions = target.logits.shape[1]
     golden = np.uint64(0x9E3779B97F4A7C15)
     unit = 1.0 / 9007199254740992.0  # 2^-53
-    row_of = np.full(next_state.shape[0], -1, np.int64)
-    base = begin * min(
-        horizon, next_state.shape[0]
-    )  # worst-case room, so that ranges never overlap
+    row_of = np.full(next_state.shape[0], _NONE)
+    # Worst-case room for those before, so that ranges never overlap.
+    base = begin * min(horizon, next_state.shape[0])
     for b in range(begin, stop):
         cumulative = target.cumulative if b < n_target else exploration.cumulative
         stream = _mix(seed + golden * np.uint64(2 * b + 1))
         first[b] = base
         n_rows = 0
-        s = start
+        s = np.uintp(start)
         so_far = 0.0
         plain = 0.0
         power = 1.0
@@ -106,13 +110,12 @@ def _rollout_range(
         ending = HORIZON
         while steps < horizon:
             stream += golden
-            u = float(_mix(stream) >> np.uint64(11)) * unit
-            a = 0
-            for k in range(n_actions - 1):
-                a += u >= cumulative[s, k]
+            u = float(np.int64(_mix(stream) >> np.uint64(11))) * unit
+            a = np.uintp(u >= cumulative[s, 0]) + np.uintp(u >= cumulative[s, 1])
+            a += np.uintp(u >= cumulative[s, 2])
             row = row_of[s]
-            if row < 0:
-                row = base + n_rows
+            if row == _NONE:
+                row = np.uintp(base + n_rows)
                 row_of[s] = row
                 state[row] = s
                 for k in range(n_actions):
@@ -127,19 +130,20 @@ def _rollout_range(
             move = a
             if slip > 0.0:
                 stream += golden
-                u = float(_mix(stream) >> np.uint64(11)) * unit
+                u = float(np.int64(_mix(stream) >> np.uint64(11))) * unit
                 if u < slip:
-                    move = (a + (1 if u < 0.5 * slip else 3)) & 3
-            s = next_state[s, move]
-            so_far += power * reward[s]
-            plain += reward[s]
+                    move = (a + (_RIGHT if u < 0.5 * slip else _LEFT)) & _LEFT
+            gain = reward[s, move]
+            s = np.uintp(next_state[s, move])
+            so_far += power * gain
+            plain += gain
             power *= discount
             steps += 1
             if ends[s] >= 0:
                 ending = ends[s]
                 break
         for row in range(base, base + n_rows):
-            row_of[state[row]] = -1
+            row_of[state[row]] = _NONE
             for k in range(n_actions):
                 sums[row, k, RETURNS] += sums[row, k, COUNT] * so_far
         size[b] = n_rows
@@ -148,36 +152,6 @@ def _rollout_range(
         undiscounted[b] = plain
         length[b] = steps
         end[b] = ending
-
-
-@numba.njit(cache=True, nogil=True, error_model="numpy", parallel=True)
-def _rollout_parallel(
-    grid: Grid,
-    target: Table,
-    exploration: Table,
-    n_target: int,
-    discount: float,
-    reward_to_go: bool,
-    seed: np.uint64,
-    n: int,
-    chunks: int,
-    rows: Rows,
-    outcomes: Outcomes,
-) -> None:
-    for c in numba.prange(chunks):
-        _rollout_range(
-            grid,
-            target,
-            exploration,
-            n_target,
-            discount,
-            reward_to_go,
-            seed,
-            n * c // chunks,
-            n * (c + 1) // chunks,
-            rows,
-            outcomes,
-        )
 
 
 def make_room(grid: Grid, n: int) -> Rows:
@@ -203,6 +177,7 @@ def rollout(
     seed: int,
     reward_to_go: bool = True,
     room: Rows | None = None,
+    threads: int = 1,
 ) -> tuple[Rows, Outcomes]:
     """Run whole episodes, the first `n_target` by `target`, the others by `exploration`.
 
@@ -218,6 +193,7 @@ def rollout(
         reward_to_go: False puts the whole episode's return in place of discount^t G_t (seed 001).
         room: memory from `make_room` to write the rows into, over what it held; fresh memory
             without it (which costs page faults: a hot loop passes it).
+        threads: how many threads share a large batch.
 
     Returns:
         The episodes in compressed form, and how they went.
@@ -232,9 +208,14 @@ def rollout(
     )
     key = np.uint64(seed & 0xFFFFFFFFFFFFFFFF)
     policies = (grid, target, exploration, n_target, discount, reward_to_go, key)
-    threads = numba.get_num_threads()
-    if n >= _PARALLEL_FROM and threads > 1:
-        _rollout_parallel(*policies, n, 4 * threads, rows, outcomes)
-    else:
+    if threads == 1 or n < _PARALLEL_FROM:
         _rollout_range(*policies, 0, n, rows, outcomes)
+        return rows, outcomes
+    # Plain threads (the kernel holds no lock): numba's own would set the process's OpenMP threads,
+    # and with them PyTorch's.
+    chunks = 4 * threads
+    with ThreadPoolExecutor(threads) as pool:
+        ranges = [(n * c // chunks, n * (c + 1) // chunks) for c in range(chunks)]
+        for done in [pool.submit(_rollout_range, *policies, *r, rows, outcomes) for r in ranges]:
+            done.result()
     return rows, outcomes

@@ -134,14 +134,14 @@ class Body(nn.Module):
         if isinstance(observation_space, gym.spaces.Discrete):
             n_states = int(observation_space.n)
             if kind == "table":
-                table = nn.utils.skip_init(nn.Embedding, n_states, n_outputs)
+                table = nn.Embedding(n_states, n_outputs, device="meta").to_empty(device="cpu")
                 nn.init.zeros_(table.weight)
                 layers.append(table)
             else:
                 # A linear layer on one-hot rows, without the one-hot rows. A row holds a single
                 # 1, so unit normal weights give every hidden unit an input of order 1.
                 width = hidden_sizes[0]
-                embedding = nn.utils.skip_init(nn.Embedding, n_states, width)
+                embedding = nn.Embedding(n_states, width, device="meta").to_empty(device="cpu")
                 nn.init.normal_(embedding.weight, generator=generator)
                 layers += [embedding, nn.Tanh()]
                 layers += _perceptron(hidden_sizes, n_outputs, output_gain, generator)
@@ -163,14 +163,44 @@ class Body(nn.Module):
         outputs: Tensor = self.layers(observations)
         return outputs
 
+    @property
+    def head(self) -> nn.Linear | nn.Embedding:
+        """The last layer: a linear one, or the whole table."""
+        head = self.layers[-1]
+        assert isinstance(head, nn.Linear | nn.Embedding)
+        return head
+
+    def head_gradients(self, observations: Tensor, gradients: Tensor) -> Tensor:
+        """Gradient by the last layer's parameters, for each of B sums over T steps.
+
+        Args:
+            observations: [T, B, ...] Where the network was evaluated.
+            gradients: [T, B, K] Gradients by its outputs there; zero at steps that do not count.
+
+        Returns:
+            [B, ...] Gradients by weights (and bias) of the last layer.
+        """
+        n_steps, count, n_outputs = gradients.shape
+        head = self.head
+        if isinstance(head, nn.Embedding):
+            sums = gradients.new_zeros(count * head.num_embeddings, n_outputs)
+            offsets = head.num_embeddings * torch.arange(count, device=gradients.device)
+            sums.index_add_(0, (observations + offsets).flatten(), gradients.flatten(0, 1))
+            return sums.view(count, -1, n_outputs)
+        hidden = self.layers[:-1](observations.flatten(0, 1))
+        hidden = torch.cat((hidden, hidden.new_ones(len(hidden), 1)), 1)
+        inputs = hidden.view(n_steps, count, -1).to(gradients.dtype)
+        return torch.einsum("tbk,tbh->bkh", gradients, inputs)
+
 
 def _perceptron(
     sizes: Sequence[int], n_outputs: int, output_gain: float, generator: torch.Generator
 ) -> list[nn.Module]:
     layers: list[nn.Module] = []
+    # Made on the meta device: a layer's own initialisation would draw from global randomness.
     gains = [math.sqrt(2.0)] * (len(sizes) - 1) + [output_gain]
     for n_in, n_out, gain in zip(sizes, (*sizes[1:], n_outputs), gains, strict=True):
-        linear = nn.utils.skip_init(nn.Linear, n_in, n_out)
+        linear = nn.Linear(n_in, n_out, device="meta").to_empty(device="cpu")
         nn.init.orthogonal_(linear.weight, gain, generator=generator)
         nn.init.zeros_(linear.bias)
         layers += [linear, nn.Tanh()]
@@ -187,6 +217,13 @@ class CategoricalPolicy(nn.Module):
     def __init__(self, body: Body) -> None:
         super().__init__()
         self.proposal = PolicyProposal(body)
+
+    @property
+    def body(self) -> Body:
+        """The network under the logits."""
+        body = self.proposal.network
+        assert isinstance(body, Body)
+        return body
 
     def forward(self, observations: Tensor) -> Tensor:
         """[N, ...] observations to log-probabilities [N, A]."""
@@ -212,11 +249,9 @@ class CategoricalPolicy(nn.Module):
         """[N] Most probable actions."""
         return outputs.argmax(-1)
 
-    def score_square(self, outputs: Tensor, actions: Tensor) -> Tensor:
-        """[N] Squared norm of d log pi(a) / d logits = e_a - pi."""
-        probabilities = outputs.exp()
-        taken = self.log_prob(probabilities, actions)
-        return (probabilities.square().sum(-1) + 1.0 - 2.0 * taken).clamp(min=0.0)
+    def output_score(self, outputs: Tensor, actions: Tensor) -> Tensor:
+        """[N, A] d log pi(a) / d logits = e_a - pi."""
+        return torch.nn.functional.one_hot(actions, outputs.shape[-1]) - outputs.exp()
 
 
 class GaussianNetwork(nn.Module):
@@ -252,6 +287,13 @@ class GaussianPolicy(nn.Module):
         super().__init__()
         self.proposal = GaussianPolicyProposal(network)
 
+    @property
+    def body(self) -> Body:
+        """The network under the means."""
+        network = self.proposal.network
+        assert isinstance(network, GaussianNetwork)
+        return network.body
+
     def forward(self, observations: Tensor) -> Tensor:
         """[N, ...] observations to means and log standard deviations [N, 2 D], side by side."""
         return torch.cat(self.proposal.mean_and_log_std(observations), -1)
@@ -283,10 +325,10 @@ class GaussianPolicy(nn.Module):
         """[N, D] Means."""
         return outputs.chunk(2, -1)[0]
 
-    def score_square(self, outputs: Tensor, actions: Tensor) -> Tensor:
-        """[N] Squared norm of d log pi(a) / d mean = (a - mean) / sigma^2."""
+    def output_score(self, outputs: Tensor, actions: Tensor) -> Tensor:
+        """[N, D] d log pi(a) / d mean = (a - mean) / sigma^2."""
         mean, log_std = outputs.chunk(2, -1)
-        return ((actions - mean) * torch.exp(-2.0 * log_std)).square().sum(-1)
+        return (actions - mean) * torch.exp(-2.0 * log_std)
 
 
 class ValueFunction(nn.Module):
@@ -335,8 +377,7 @@ class ValueFunction(nn.Module):
         # Targets that are all alike say nothing of the scale.
         scale = torch.where(scale > 1e-6, torch.lerp(self.scale, scale, rate), self.scale)
         ratio, shift = self.scale / scale, (self.mean - mean) / scale
-        head = self.body.layers[-1]
-        assert isinstance(head, nn.Embedding | nn.Linear)
+        head = self.body.head
         head.weight.mul_(ratio)
         bias = head.weight if isinstance(head, nn.Embedding) else head.bias
         bias.add_(shift)

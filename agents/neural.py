@@ -31,25 +31,9 @@ from awsgd_rl.agents.rollout import (
     Trajectories,
     make_vector_env,
 )
+from awsgd_rl.estimators import vtrace
 
 T = TypeVar("T")
-
-
-def vtrace(
-    rewards: Tensor, values: Tensor, discounts: Tensor, ratios: Tensor, *, trace_decay: float
-) -> tuple[Tensor, Tensor]:
-    v, nxt = values[:-1], values[1:]
-    b = ratios * (rewards + discounts * nxt - v)
-    a = discounts * trace_decay * ratios.clamp(max=1.0)
-    n, step = len(v), 1
-    while step < n:
-        b = torch.cat((b[:-step] + a[:-step] * b[step:], b[-step:]))
-        a = torch.cat((a[:-step] * a[step:], torch.zeros_like(a[-step:])))
-        step *= 2
-    targets = v + b
-    tail = torch.cat((targets[1:] - nxt[:-1], torch.zeros_like(v[:1])))
-    advantages = rewards + discounts * (nxt + trace_decay * tail) - v
-    return targets, advantages
 
 
 class NeuralLearner:
@@ -85,13 +69,14 @@ class NeuralLearner:
         reward_scale: Rewards are multiplied by this for learning; returns are reported without.
         initial_log_std: Log standard deviation at the start, for Box actions, in units in which
             the finite bounds of an action are -1 and 1.
-        kl_target: `ascend` takes no step while mean KL(P_w at the last `collect`, P_w now) on the
-            trajectories' states is above this, in nats. None: it always does.
+        trust_region: With a `step_clip`, an action whose probability has moved by more than this
+            share since the last `collect` is not pushed further (see `ascend`). None: no limit.
         horizon: Longest episode; needed where the environment has no time limit of its own.
-        device: Device of the networks and trajectories.
+        device: Device of the networks and trajectories; "auto" takes a GPU if there is one.
         seed: Seeds weights, actions and the environment's first reset.
 
     Attributes:
+        ratio: "step": data that is used again is corrected step by step.
         policy: P_w.
         exploration: Q_tau, a copy of P_w's architecture, equal to it at the start.
         values: State values.
@@ -100,6 +85,8 @@ class NeuralLearner:
     Raises:
         ValueError: for unsupported spaces, an environment without an end, or settings out of range.
     """
+
+    ratio = "step"
 
     def __init__(
         self,
@@ -125,7 +112,7 @@ class NeuralLearner:
         max_gradient_norm: float | None = None,
         reward_scale: float = 1.0,
         initial_log_std: float = 0.0,
-        kl_target: float | None = None,
+        trust_region: float | None = 0.2,
         horizon: int | None = None,
         device: torch.device | str = "cpu",
         seed: int = 0,
@@ -152,7 +139,7 @@ class NeuralLearner:
             ("exploration_bound", exploration_bound),
             ("entropy_coefficient", entropy_coefficient),
             ("max_gradient_norm", max_gradient_norm),
-            ("kl_target", kl_target),
+            ("trust_region", trust_region),
         ):
             if rate is not None and not rate >= 0.0:
                 raise ValueError(f"{name} must be 0 or more, got {rate}")
@@ -162,6 +149,8 @@ class NeuralLearner:
         self.action_space = self.envs.single_action_space
         check_spaces(self.observation_space, self.action_space)
         self.kind: Kind = kind
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
         self.device = torch.device(device)
         self.discount = discount
         self.trace_decay = trace_decay
@@ -169,7 +158,7 @@ class NeuralLearner:
         self.entropy_coefficient = entropy_coefficient
         self.max_gradient_norm = max_gradient_norm
         self.exploration_bound = exploration_bound
-        self.kl_target = kl_target
+        self.trust_region = trust_region
         self.values_updates = values_updates
         self.normalise_advantages = _default(normalise_advantages, not table)
         self.normalise_lengths = _default(normalise_lengths, not table)
@@ -196,7 +185,7 @@ class NeuralLearner:
             weights_generator,
         ).to(self.device)
         self.exploration: Policy = copy.deepcopy(self.policy)
-        # P_w as it was at the last collect: what `kl_target` measures from.
+        # P_w as it was at the last collect: the centre of the trust region.
         self._anchor: Policy = copy.deepcopy(self.policy)
         body = Body(self.observation_space, 1, kind, hidden_sizes, 1.0, weights_generator)
         self.values = ValueFunction(body).to(self.device)
@@ -399,51 +388,55 @@ class NeuralLearner:
         visited = trajectories.visited
         values = _unpack(self.values(self._features(trajectories.observations[visited])), visited)
         last = torch.arange(len(mask), device=mask.device).unsqueeze(1) == trajectories.lengths - 1
-        discounts = self.discount * (mask & ~(last & trajectories.terminated))
-        # Beyond the end the ratio is zero, which cuts the trace there.
-        rewards = trajectories.rewards * self.reward_scale
         targets, advantages = vtrace(
-            rewards, values, discounts, ratios, trace_decay=self.trace_decay
+            trajectories.rewards * self.reward_scale,
+            values[:-1],
+            values[1:],
+            terminated=last & trajectories.terminated,
+            boundary=last | ~mask,
+            # Espeholt's truncation at 1: above it a product of many ratios explodes.
+            ratios=ratios.clamp(max=1.0),
+            discount=self.discount,
+            trace_decay=self.trace_decay,
         )
         return ratios, targets, advantages * mask
 
     def ascend(
         self, trajectories: Trajectories, weights: Tensor, step_clip: float | None = None
-    ) -> None:
+    ) -> float:
         """One optimizer step on w along `mean_b weights_b sum_t c_t A_t grad log P_w(a_t|s_t)`.
 
         A_t is the V-trace advantage with the values as they are (Espeholt et al. 2018), and c_t is
-        1 if `step_clip` is None, else min(p_now(a_t|s_t) / p_drawn(a_t|s_t), step_clip). Where the
-        settings ask for it the advantages are standardised over the batch's steps and the sum is
-        divided by the mean length. tau takes w's step too, so that tau - w stays as it is.
+        1 if `step_clip` is None, else min(p_now(a_t|s_t) / p_drawn(a_t|s_t), step_clip), and 0
+        where the trust region says so. Where the settings ask for it the advantages are
+        standardised over the batch's steps and the sum is divided by the mean length. tau takes
+        w's step too, so that tau - w stays as it is.
 
         Args:
             trajectories: B trajectories.
             weights: [B] Weight of each, without gradient.
             step_clip: Largest ratio of a step, or None for no ratios.
+
+        Returns:
+            The norm of `mean_b weights_b g_b` by the last layer, as `signal` measures g_b.
         """
         self._check_weights(weights, trajectories)
         mask = trajectories.mask
         outputs, log_now = self._step_outputs(self.policy, trajectories)
-        if self.kl_target is not None:
-            with torch.no_grad():
-                anchor, _ = self._step_outputs(self._anchor, trajectories)
-                kl = float(self.policy.kl(anchor, outputs).mean())
-            self.metrics["approx_kl"] = kl
-            if kl > self.kl_target:
-                return
         ratios, _, advantages = self._evaluate(trajectories, log_now.detach(), step_clip)
-        if self.normalise_advantages:
-            steps = advantages[mask]
-            deviation = steps.std(correction=0).clamp(min=1e-8)
-            advantages = (advantages - steps.mean()) / deviation
-        terms = ((ratios * advantages) * weights.to(ratios.dtype))[mask] * log_now
-        gain = terms.sum() / self._scale(trajectories)
+        advantages = self._standardised(advantages, mask)
+        pushes = (ratios * advantages * weights.to(ratios.dtype))[mask]
+        if step_clip is not None and self.trust_region is not None:
+            pushes = self._trusted(trajectories, pushes, outputs.detach(), log_now.detach())
+        gain = (pushes * log_now).sum() / self._scale(trajectories)
         entropy = self.policy.entropy(outputs).mean()
         loss = -gain - self.entropy_coefficient * entropy
         self.optimizers["policy"].zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         parameters = list(self.policy.parameters())
+        head_norm = nn.utils.get_total_norm(
+            [p.grad for p in self.policy.body.head.parameters() if p.grad is not None]
+        )
         limit = math.inf if self.max_gradient_norm is None else self.max_gradient_norm
         norm = nn.utils.clip_grad_norm_(parameters, limit)
         before = [parameter.detach().clone() for parameter in parameters]
@@ -459,9 +452,34 @@ class NeuralLearner:
             loss=float(loss.detach()),
             gradient_norm=float(norm),
         )
-        if step_clip is not None:
-            clipped = (ratios >= step_clip) & mask
-            self.metrics["clip_fraction"] = float(clipped.sum() / mask.sum())
+        return float(head_norm) * self._scale(trajectories) / len(trajectories)
+
+    @torch.no_grad()
+    def _trusted(
+        self, trajectories: Trajectories, pushes: Tensor, outputs: Tensor, log_now: Tensor
+    ) -> Tensor:
+        """[N] The pushes on log-probabilities, 0 where an action has moved far enough already.
+
+        Truncated ratios alone let many updates on the same trajectories run away: the policy goes
+        wherever their noise points. An action whose probability has left 1 +- trust_region times
+        that at the last `collect` is not pushed further. On fresh data that is the clipped
+        objective's gradient (Schulman et al. 2017), on old data its generalisation, whose centre
+        is the last policy and not the one that drew (Queeney et al. 2021).
+        """
+        assert self.trust_region is not None
+        anchor, log_anchor = self._step_outputs(self._anchor, trajectories)
+        moved = (log_now - log_anchor).exp() - 1.0
+        beyond = moved * pushes.sign() > self.trust_region
+        self.metrics["clip_fraction"] = float(beyond.double().mean())
+        self.metrics["approx_kl"] = float(self.policy.kl(anchor, outputs).mean())
+        return pushes.masked_fill(beyond, 0.0)
+
+    def _standardised(self, advantages: Tensor, mask: Tensor) -> Tensor:
+        """[T, B] advantages of mean 0 and deviation 1 over the steps, if that is asked for."""
+        if not self.normalise_advantages:
+            return advantages
+        steps = advantages[mask]
+        return (advantages - steps.mean()) * mask / steps.std(correction=0).clamp(min=1e-8)
 
     def ascend_exploration(self, trajectories: Trajectories, coefficients: Tensor) -> None:
         """One optimizer step on tau along `mean_b coefficients_b grad log Q_tau(trajectory b)`.
@@ -492,31 +510,34 @@ class NeuralLearner:
             for tau, w in pairs:
                 tau.copy_(torch.lerp(w, tau, float(self.exploration_bound / norm)))
 
+    @torch.no_grad()
     def signal(
         self, trajectories: Trajectories, step_clip: float | None = None, *, exact: bool = False
     ) -> Tensor:
-        """[B] float64: norm of each trajectory's gradient estimate `sum_t c_t A_t grad log P_w`.
+        """[B] float64: norm of each trajectory's gradient `g = sum_t c_t A_t grad log P_w`.
 
-        By default its last-layer stand-in (seeds 003 and 004): the norm of the gradient by the
-        network's *outputs* at all steps, `sqrt(sum_t (c_t A_t)^2 |d log pi / d output_t|^2)`,
-        which costs one forward pass. It is proportional to the norm for all that a proposal needs
-        when the steps' gradients are about orthogonal and of similar sensitivity to the outputs.
+        The g of `ascend` with the same arguments: before weights, trust region and division by
+        the length, with the advantages standardised if that is asked for. By default only the
+        gradient by the last layer counts, which needs no backward pass: it is the sum over steps
+        of the gradient by the outputs (the bound of seeds 003 and 004) times the layer's inputs.
+        For a table that is all of it; for an mlp a stand-in.
 
         Args:
             trajectories: B trajectories.
             step_clip: As in `ascend`.
-            exact: The true norm by per-trajectory gradients; slow, for tests and studies.
+            exact: The norm over all layers by per-trajectory gradients; slow, for studies.
         """
         mask = trajectories.mask
-        with torch.no_grad():
-            outputs, log_now = self._step_outputs(self.policy, trajectories)
-            ratios, _, advantages = self._evaluate(trajectories, log_now, step_clip)
-            coefficients = ratios * advantages
-            if not exact:
-                score = self.policy.score_square(outputs, trajectories.actions[mask])
-                square = coefficients.double().square() * _unpack(score.double(), mask)
-                return square.sum(0).sqrt()
-        return self._gradient_norms(trajectories, coefficients)
+        outputs, log_now = self._step_outputs(self.policy, trajectories)
+        ratios, _, advantages = self._evaluate(trajectories, log_now, step_clip)
+        coefficients = ratios * self._standardised(advantages, mask)
+        if exact:
+            return self._gradient_norms(trajectories, coefficients)
+        scores = _unpack(self.policy.output_score(outputs, trajectories.actions[mask]), mask)
+        gradients = self.policy.body.head_gradients(
+            self._features(trajectories.observations[:-1]), coefficients.unsqueeze(-1) * scores
+        )
+        return gradients.double().flatten(1).square().sum(1).sqrt()
 
     def _gradient_norms(self, trajectories: Trajectories, coefficients: Tensor) -> Tensor:
         parameters = {name: p.detach() for name, p in self.policy.named_parameters()}
@@ -533,25 +554,31 @@ class NeuralLearner:
         squares = [g.double().square().flatten(1).sum(1) for g in gradients.values()]
         return torch.stack(squares).sum(0).sqrt()
 
-    def fit_values(self, trajectories: Trajectories) -> None:
+    def fit_values(self, trajectories: Trajectories, weights: Tensor | None = None) -> None:
         """Fit the state values to the V-trace targets of these trajectories.
 
-        Call it after the last `ascend` on a fresh batch: values that have seen a trajectory are
-        no unbiased baseline for it. Old trajectories are corrected by ratios truncated at 1.
+        Call it after the first `ascend` on a fresh batch: values that have seen a trajectory are
+        no unbiased baseline for it. What drew it is corrected by ratios truncated at 1.
 
         Args:
             trajectories: B trajectories.
+            weights: [B] Weight of each in the squared error. None: all alike.
         """
+        if weights is None:
+            weights = torch.ones(len(trajectories), device=self.device)
+        self._check_weights(weights, trajectories)
         mask = trajectories.mask
         inputs = self._features(trajectories.observations[:-1][mask])
         with torch.no_grad():
             _, log_now = self._step_outputs(self.policy, trajectories)
-            steps = self._evaluate(trajectories, log_now, 1.0)[1][mask]
+            steps = self._evaluate(trajectories, log_now, 1.0)[1][mask].to(torch.float32)
+            shares = weights.to(torch.float32).expand(mask.shape)[mask]
+            shares = shares / shares.sum().clamp(min=1e-12)
         self.values.rescale(steps)
         for update in range(self.values_updates):
             # In standardised units, so that the step size does not depend on the rewards' size.
             error = (self.values(inputs) - steps) / self.values.scale
-            loss = error.square().mean()
+            loss = (shares * error.square()).sum()
             self.optimizers["values"].zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             self.optimizers["values"].step()
@@ -562,9 +589,9 @@ class NeuralLearner:
                     / (steps.var(correction=0) / self.values.scale.square()).clamp(min=1e-12)
                 )
 
-    def _scale(self, trajectories: Trajectories) -> Tensor | int:
+    def _scale(self, trajectories: Trajectories) -> int:
         """Steps of the batch if steps are normalised by length, else its trajectories."""
-        return trajectories.lengths.sum() if self.normalise_lengths else len(trajectories)
+        return int(trajectories.lengths.sum()) if self.normalise_lengths else len(trajectories)
 
     def _check_weights(self, weights: Tensor, trajectories: Trajectories) -> None:
         if weights.shape != (len(trajectories),):
@@ -579,7 +606,7 @@ class NeuralLearner:
 
     @torch.no_grad()
     def predict(
-        self, observation: npt.ArrayLike, *, deterministic: bool = False, explore: bool = False
+        self, observation: npt.ArrayLike, deterministic: bool = False, *, explore: bool = False
     ) -> npt.NDArray[Any]:
         """Actions for one observation, or for a batch of them.
 
@@ -606,9 +633,7 @@ class NeuralLearner:
         policy = self.exploration if explore else self.policy
         outputs = policy(self._features(self._observed(array[None] if single else array)))
         actions = (
-            policy.mode(outputs)
-            if deterministic
-            else policy.draw(outputs, self._predict_generator)
+            policy.mode(outputs) if deterministic else policy.draw(outputs, self._predict_generator)
         )
         chosen = self._actions.to_env(actions.cpu().numpy())
         return np.asarray(chosen[0]) if single else chosen
@@ -681,23 +706,23 @@ class NeuralLearner:
             groups = optimizer.state_dict()["param_groups"]
             optimizer.load_state_dict({"state": entries, "param_groups": groups})
 
-    def policy_table(self) -> Tensor:
+    def policy_table(self) -> npt.NDArray[np.float64]:
         """[S, A] probabilities of P_w, for Discrete observations and actions."""
         return self._table(self.policy)
 
-    def exploration_table(self) -> Tensor:
+    def exploration_table(self) -> npt.NDArray[np.float64]:
         """[S, A] probabilities of Q_tau, for Discrete observations and actions."""
         return self._table(self.exploration)
 
     @torch.no_grad()
-    def _table(self, policy: Policy) -> Tensor:
+    def _table(self, policy: Policy) -> npt.NDArray[np.float64]:
         discrete = gym.spaces.Discrete
         if not (
             isinstance(self.observation_space, discrete) and isinstance(self.action_space, discrete)
         ):
             raise ValueError("only policies on Discrete observations and actions are a table")
         states = torch.arange(int(self.observation_space.n), device=self.device)
-        probabilities: Tensor = policy(states).exp()
+        probabilities: npt.NDArray[np.float64] = policy(states).exp().cpu().numpy()
         return probabilities
 
     @property
@@ -727,7 +752,8 @@ class _ActionUnits:
         """[N, ...] actions of the environment, within its bounds."""
         if isinstance(self.space, gym.spaces.Box):
             scaled = np.clip(self.centre + self.half * actions, self.low, self.high)
-            return scaled.astype(self.space.dtype).reshape(len(actions), *self.space.shape)
+            shaped: npt.NDArray[Any] = scaled.astype(self.space.dtype)
+            return shaped.reshape(len(actions), *self.space.shape)
         assert isinstance(self.space, gym.spaces.Discrete)
         return (actions + int(self.space.start)).astype(self.space.dtype)
 
@@ -740,8 +766,7 @@ def _optimizer(name: str, module: nn.Module, rate: float) -> torch.optim.Optimiz
     cls = getattr(torch.optim, name, None)
     if not (isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)):
         raise ValueError(f"unknown optimizer {name!r}: expected a class of torch.optim, as 'Adam'")
-    made: torch.optim.Optimizer = cls(module.parameters(), lr=rate)
-    return made
+    return cls(module.parameters(), **{"lr": rate})
 
 
 def _unpack(flat: Tensor, mask: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Whole episodes from Gymnasium vector environments, and the batch of trajectories they become."""
 
 import copy
+import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
@@ -16,9 +17,7 @@ AnyVectorEnv = VectorEnv[Any, Any, Any]
 Environment = str | gym.Env[Any, Any] | AnyVectorEnv
 
 # (observations [n, ...], explore [n] bool) -> actions for the env [n, ...], actions to store.
-Act = Callable[
-    [npt.NDArray[Any], npt.NDArray[np.bool_]], tuple[npt.NDArray[Any], npt.NDArray[Any]]
-]
+Act = Callable[[npt.NDArray[Any], npt.NDArray[np.bool_]], tuple[npt.NDArray[Any], npt.NDArray[Any]]]
 
 
 class Episode(NamedTuple):
@@ -80,8 +79,8 @@ class Trajectories:
         return ~self.terminated
 
     @property
-    def total_rewards(self) -> Tensor:
-        """[B] Undiscounted sums of rewards, float64: what SB3 calls the episode reward."""
+    def raw_returns(self) -> Tensor:
+        """[B] Undiscounted sums of rewards, float64: SB3's episode reward."""
         return self.rewards.sum(0, dtype=torch.float64)
 
     @property
@@ -178,11 +177,11 @@ def make_vector_env(env: Environment, n_envs: int, horizon: int | None) -> tuple
 
 def _find_spec(name: str) -> gym.envs.registration.EnvSpec:
     module, _, rest = name.rpartition(":")
-    if module:
-        __import__(module)
     try:
+        if module:
+            importlib.import_module(module)
         return gym.spec(rest)
-    except gym.error.Error as error:
+    except (gym.error.Error, ImportError) as error:
         raise ValueError(f"unknown environment {name!r}: {error}") from None
 
 
@@ -281,7 +280,7 @@ class EpisodeCollector:
             # no episode, and the observation that it returns is the first of the next one.
             start[ghost] = now
             done = (terminated | truncated) & ~ghost
-            for i in np.flatnonzero(done & live):
+            for i in np.flatnonzero(done & live).tolist():
                 steps = slice(start[i], now)
                 final, last_info = self._end_of(i, observations, info)
                 episodes[current[i]] = Episode(
@@ -292,9 +291,8 @@ class EpisodeCollector:
                     _success(i, last_info),
                 )
             if (late := live & ~done & ~ghost & (now - start >= self.horizon)).any():
-                i = int(np.flatnonzero(late)[0])
                 raise RuntimeError(
-                    f"an episode of sub-environment {i} ran beyond the horizon of "
+                    f"an episode of sub-environment {int(late.argmax())} ran beyond the horizon of "
                     f"{self.horizon} steps; give the environment its own time limit "
                     "(gymnasium.wrappers.TimeLimit)"
                 )

@@ -67,7 +67,7 @@ class StableBaselines:
             env: The environment or its id.
             seed: Seed of Stable-Baselines3's global generators, 0 or more.
             device: "auto", "cpu" or "cuda".
-            tensorboard_log: Folder for TensorBoard's events.
+            tensorboard_log: Folder for TensorBoard's events, in a folder of their own there.
             log_dir: Folder for `monitor.csv`.
             **options: Fields of the algorithm's config.
 
@@ -85,7 +85,7 @@ class StableBaselines:
         self.seed = require_integer("seed", seed, minimum=0)
         self.env = gym.make(env) if isinstance(env, str) else env
         _check_spaces(algorithm, self.env)
-        self._tensorboard_log = None if tensorboard_log is None else Path(tensorboard_log)
+        self._tensorboard_log = None if tensorboard_log is None else str(tensorboard_log)
         self._log_dir = None if log_dir is None else Path(log_dir)
         self.model = self._make_model(_checked_device(device))
         self.num_episodes = 0
@@ -102,6 +102,7 @@ class StableBaselines:
             Monitor(self.env),
             seed=self.seed,
             device=device,
+            tensorboard_log=self._tensorboard_log,
             **asdict(self.config),
         )
         return model
@@ -123,7 +124,7 @@ class StableBaselines:
         Args:
             total_timesteps: Environment steps; rounded up to whole batches.
             total_episodes: Episodes, met exactly; the unfinished batch at the end is not used.
-            callback: Called with the agent after each batch; returning False stops.
+            callback: Called with the agent after each entry of the history; False stops.
             progress_bar: Show Stable-Baselines3's own bar (needs tqdm).
 
         Raises:
@@ -135,19 +136,20 @@ class StableBaselines:
             require_integer("total_timesteps", total_timesteps)
         if total_episodes is not None:
             require_integer("total_episodes", total_episodes)
-        if self._tensorboard_log is not None:
-            from stable_baselines3.common.logger import configure
-
-            self.model.set_logger(configure(str(self._tensorboard_log), ["tensorboard"]))
         monitor = None if self._log_dir is None else self._log_dir / "monitor.csv"
         listener = _make_listener(self, total_episodes, callback, monitor)
-        self.model.learn(
-            # Without a limit in steps the listener stops at the last episode.
-            2**62 if total_timesteps is None else total_timesteps,
-            callback=listener,
-            reset_num_timesteps=False,
-            progress_bar=progress_bar,
-        )
+        try:
+            self.model.learn(
+                # Without a limit in steps the listener stops at the last episode.
+                2**62 if total_timesteps is None else total_timesteps,
+                callback=listener,
+                tb_log_name=self.algorithm,
+                # Only this makes a new folder in `tensorboard_log`.
+                reset_num_timesteps=self.num_timesteps == 0,
+                progress_bar=progress_bar,
+            )
+        finally:
+            listener.close()
         return self
 
     def predict(
@@ -263,13 +265,14 @@ def _make_listener(
     from stable_baselines3.common.monitor import ResultsWriter
 
     class Listener(BaseCallback):
+        writer: ResultsWriter | None = None
+
         def _on_training_start(self) -> None:
             self.returns: list[float] = []
             self.successes: list[float] = []
             self.going = True
             self.started = False
             self.first_episode = agent.num_episodes
-            self.writer = None
             if monitor is not None:
                 env_id = agent.env.spec.id if agent.env.spec else type(agent.env).__name__
                 header: dict[str, float | str] = {"t_start": time.time(), "env_id": env_id}
@@ -290,6 +293,8 @@ def _make_listener(
 
         def _on_training_end(self) -> None:
             self._end_batch()
+
+        def close(self) -> None:
             if self.writer is not None:
                 self.writer.close()
 
@@ -307,16 +312,17 @@ def _make_listener(
                 self.model._total_timesteps = max(1, self.num_timesteps * total_episodes // done)
 
         def _end_batch(self) -> None:
-            if self.returns:
-                entry = dict.fromkeys(HISTORY, math.nan)
-                entry["episodes"] = agent.num_episodes
-                entry["timesteps"] = agent.num_timesteps
-                entry["updates"] = self.model._n_updates
-                entry["success"] = float(np.mean(self.successes))
-                entry["return"] = float(np.mean(self.returns))
-                for name, value in entry.items():
-                    agent.history[name].append(value)
-                self.returns, self.successes = [], []
+            if not self.returns:
+                return
+            entry = dict.fromkeys(HISTORY, math.nan)
+            entry["episodes"] = agent.num_episodes
+            entry["timesteps"] = agent.num_timesteps
+            entry["updates"] = self.model._n_updates
+            entry["success"] = float(np.mean(self.successes))
+            entry["return"] = float(np.mean(self.returns))
+            for name, value in entry.items():
+                agent.history[name].append(value)
+            self.returns, self.successes = [], []
             if callback is not None and callback(agent) is False:
                 self.going = False
 

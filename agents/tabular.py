@@ -148,7 +148,7 @@ class TabularLearner:
         self.discount = discount
         self.reward_to_go = reward_to_go
         self.baseline = baseline
-        largest = float(np.abs(env.cell_reward).max())
+        largest = float(np.abs(env.move_reward).max())
         self.reward_scale = (
             reward_scale if reward_scale is not None else 1.0 / largest if largest else 1.0
         )
@@ -178,6 +178,7 @@ class TabularLearner:
             seed=int(self._rng.integers(2**63)),
             reward_to_go=self.reward_to_go,
             room=self._room,
+            threads=torch.get_num_threads(),
         )
         return TabularTrajectories(
             rows=rows,
@@ -346,7 +347,7 @@ def grid_of(env: TrapGridworld, reward_scale: float = 1.0) -> engine.Grid:
     return engine.Grid(
         np.ascontiguousarray(env.next_state, dtype=np.int64),
         end,
-        np.ascontiguousarray(env.cell_reward * reward_scale),
+        np.ascontiguousarray(env.move_reward * reward_scale),
         int(env.start),
         float(env.slip),
         int(env.horizon),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
 
-from tyro.conf import FlagCreatePairsOff, Positional, arg
+from tyro.conf import Positional, arg
 
 from awsgd_rl.cli_common import (
     Output,
@@ -56,7 +56,7 @@ examples:
 class BenchOptions:
     """What to run."""
 
-    name: Positional[str]
+    name: Annotated[Positional[str], arg(metavar="NAME")]
     """Which bench; `awsgd-rl list` shows all."""
     quick: bool = False
     """Under a minute: the same code on fewer seeds."""
@@ -66,24 +66,17 @@ class BenchOptions:
     """Seed of all randomness, for a bench that draws. Default: the bench's own."""
 
 
-@dataclass(frozen=True)
-class Options:
-    """All options of the command."""
-
-    bench: Annotated[BenchOptions, arg(name="")]
-    run: Annotated[RunOptions, arg(name="")]
-
-
 def main(argv: Sequence[str]) -> None:
     """Run the command."""
-    options = parse(FlagCreatePairsOff[Options], "bench", argv, DESCRIPTION)
-    asked = options.bench
+    asked: BenchOptions
+    options: RunOptions
+    asked, options = parse("bench", argv, DESCRIPTION, BenchOptions, RunOptions)
     with bad_usage():
         require_name("bench", asked.name, BENCHES)
         module = importlib.import_module(BENCHES[asked.name].module)
         arguments = _arguments(asked, module.run)
-    out = Output(quiet=options.run.quiet)
-    with run_folder(options.run, "bench", f"bench {asked.name}") as start:
+    out = Output(quiet=options.quiet)
+    with run_folder(options, "bench", f"bench {asked.name}") as start:
         folder = start({"quick": asked.quick, **arguments})
     rows, summary = module.run(quick=asked.quick, **arguments)
     written = folder.write_results(rows, summary, "cpu")

@@ -1,15 +1,17 @@
 """What the commands share: their common options, parsing, errors, and what they print."""
 
 import contextlib
+import dataclasses
 import io
 import math
 import re
 import sys
 import time
+import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar, final
+from typing import TYPE_CHECKING, Annotated, Any, Final, final
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,11 +19,10 @@ if TYPE_CHECKING:
     from awsgd_rl.runs import RunFolder
 
 PROGRAM: Final = "awsgd-rl"
-Options = TypeVar("Options")
 Update = Callable[[float, str], None]
 
 _PLAIN_SECONDS: Final = 10.0  # between two progress lines where there is no terminal
-_BOX: Final = re.compile("[╭╮╰╯│─|+]")
+_RULE: Final = re.compile("──|-----")
 
 
 class UsageError(ValueError):
@@ -42,14 +43,18 @@ class RunOptions:
     """Show the traceback of an error."""
 
 
-def parse(options: type[Options], command: str, argv: Sequence[str], description: str) -> Options:
+def parse(command: str, argv: Sequence[str], description: str, *parts: Any) -> list[Any]:
     """Read a command's options from `argv`.
 
     Args:
-        options: A dataclass; its fields are the options, the docstrings under them their help.
         command: The command's name.
         argv: What follows the command's name.
         description: Shown above the options by `--help`.
+        *parts: Dataclasses; their fields are the options, in this order, and the docstrings under
+            the fields are the help. A default of None is not shown: the docstring tells it.
+
+    Returns:
+        An instance of each part.
 
     Raises:
         UsageError: If `argv` does not fit the options.
@@ -57,19 +62,43 @@ def parse(options: type[Options], command: str, argv: Sequence[str], description
     """
     import tyro
 
+    flat = tyro.conf.arg(name="")
+    fields = [(f"part{i}", Annotated[_described(part), flat]) for i, part in enumerate(parts)]
+    options = dataclasses.make_dataclass("Options", fields)
+    program = f"{PROGRAM} {command}"
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
-            return tyro.cli(
-                options,
-                prog=f"{PROGRAM} {command}",
-                description=description,
-                args=list(argv),
-            )
+            read: Any = tyro.cli(options, prog=program, description=description, args=list(argv))
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        raise UsageError(_one_line_of_tyro(errors.getvalue(), command)) from None
+        raise UsageError(_one_line_of_tyro(errors.getvalue(), program)) from None
+    except ValueError as error:  # of a dataclass that checks its fields
+        raise UsageError(str(error)) from error
+    return [
+        part(
+            **{f.name: getattr(getattr(read, f"part{i}"), f.name) for f in dataclasses.fields(part)}
+        )
+        for i, part in enumerate(parts)
+    ]
+
+
+def _described(part: Any) -> Any:
+    """Return a subclass whose annotations tell tyro how its options should read."""
+    import tyro
+
+    one_flag: Any = tyro.conf.FlagCreatePairsOff
+    hints = typing.get_type_hints(part, include_extras=True)
+    fields = []
+    for field in dataclasses.fields(part):
+        hint = hints[field.name]
+        if field.default is None:
+            hint = Annotated[hint, tyro.conf.DisallowNone, tyro.conf.arg(help_behavior_hint="")]
+        elif field.default is False:
+            hint = Annotated[one_flag[hint], tyro.conf.arg(help_behavior_hint="")]
+        fields.append((field.name, hint, field))
+    return dataclasses.make_dataclass(part.__name__, fields, bases=(part,), frozen=True)
 
 
 @contextlib.contextmanager
@@ -156,16 +185,14 @@ def format_number(value: float | None) -> str:
     """Return the number with as many digits as a reader wants; "-" when there is none."""
     if value is None or math.isnan(value):
         return "-"
-    if isinstance(value, int) or (float(value).is_integer() and abs(value) >= 1000):
-        return f"{value:,.0f}"
+    if math.isinf(value):
+        return "inf" if value > 0 else "-inf"
     magnitude = abs(value)
-    return (
-        f"{value:,.0f}"
-        if magnitude >= 1000
-        else f"{value:.1f}"
-        if magnitude >= 100
-        else (f"{value:.2f}" if magnitude >= 10 else f"{value:.3f}")
-    )
+    if isinstance(value, int) or magnitude >= 1000:
+        return f"{value:,.0f}"
+    if 0 < magnitude < 0.01:
+        return f"{value:.3g}"
+    return f"{value:.1f}" if magnitude >= 100 else f"{value:.{2 if magnitude >= 10 else 3}f}"
 
 
 def format_interval(summary: Mapping[str, Any], name: str) -> str:
@@ -218,7 +245,9 @@ class Output:
         from rich.box import SIMPLE_HEAD
         from rich.table import Table
 
-        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, title_style="bold")
+        self.line("")
+        self.line(title)
+        table = Table(box=SIMPLE_HEAD)
         for index, column in enumerate(columns):
             table.add_column(column, justify="right" if index else "left", overflow="fold")
         for row in rows:
@@ -260,26 +289,37 @@ class Output:
             yield lambda done, text: bar.update(task, completed=done, text=text)
 
     def _lines(self, title: str, total: float, unit: str) -> Update:
-        printed_at = time.monotonic()
+        printed_at, printed = time.monotonic(), 0.0
 
         def update(done: float, text: str) -> None:
-            nonlocal printed_at
+            nonlocal printed_at, printed
             now = time.monotonic()
-            if now - printed_at < _PLAIN_SECONDS and done < total:
+            at_end = done >= total > printed
+            if now - printed_at < _PLAIN_SECONDS and not at_end:
                 return
-            printed_at = now
+            printed_at, printed = now, done
             state = f"{title}: {done:,.0f} of {total:,.0f} {unit}"
             self.line(f"{state}, {text}" if text else state)
 
         return update
 
 
-def _one_line_of_tyro(box: str, command: str) -> str:
+def _one_line_of_tyro(box: str, program: str) -> str:
     """Return what tyro's box of an error says, as one line."""
-    lines = [_BOX.sub(" ", line).strip() if "──" not in line else "" for line in box.splitlines()]
-    text = "\n".join(lines).strip()
-    message = one_line(text.split("\n\n")[0])
-    message = re.sub(r"^Error parsing ", "cannot read ", message.rstrip("."))
+    # A frame with the title in it; or, where the output is not Unicode, the title and a rule.
+    framed = box.lstrip().startswith("╭")
+    lines = [
+        line.strip("│ ") if not _RULE.search(line) else "" for line in box.strip().splitlines()
+    ]
+    text = "\n".join(lines if framed else lines[1:]).strip()
+    message = one_line(text.split("\n\n")[0]).rstrip(".")
+    for pattern, replacement in (
+        (r"^Error parsing (\S+): ", r"\1: "),
+        (r"no type matching (.+) could be instantiated from \[(.*)\]", r"got \2, expected \1"),
+        (r"^Missing from .*?: (\S+).*", r"\1 is missing"),
+        (r"^Unrecognized options: (\S+?)(,.*)?$", r"unknown option \1"),
+    ):
+        message = re.sub(pattern, replacement, message)
     meant = re.search(r"Perhaps you meant:\s+(--[\w-]+)", text)
-    suggestion = f"; did you mean {meant.group(1)}?" if meant else ""
-    return f"{message}{suggestion} (see {PROGRAM} {command} --help)"
+    suggestion = f": did you mean {meant.group(1)}?" if meant else ""
+    return f"{message}{suggestion} (see {program} --help)"

@@ -2,12 +2,11 @@
 
 import dataclasses
 import json
+import shlex
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
-
-from tyro.conf import FlagCreatePairsOff, arg
 
 from awsgd_rl.benchmarks.compare import (
     CompareConfig,
@@ -29,9 +28,13 @@ from awsgd_rl.runs import RunFolder, read_config
 
 DESCRIPTION = """Let agents learn side by side on the same maps, and compare their failures.
 
-With no arguments: AW-SGD beside on-policy learning with one update a batch (the paper's baseline)
-and with as many updates, on ten 15x15 maps with 9 traps, 20,000 episodes each. It writes a run
-folder with results.json, learning curves, failures, regret and the learned policies.
+with no arguments:
+  AW-SGD beside on-policy learning, with one update a batch (the paper's
+  baseline) and with as many, on ten 15x15 maps with 9 traps, 20,000 episodes
+  each: about a minute on two cores.
+
+what is written:
+  results.json, learning curves, failures, regret, the policies learned.
 
 examples:
   awsgd-rl compare
@@ -52,32 +55,29 @@ class ResumeOptions:
     """Go on with the interrupted comparison that --out holds, with its settings."""
 
 
-@dataclass(frozen=True)
-class Options:
-    """All options of the command."""
-
-    config: Annotated[CompareConfig, arg(name="")]
-    resume: Annotated[ResumeOptions, arg(name="")]
-    run: Annotated[RunOptions, arg(name="")]
-
-
 def main(argv: Sequence[str]) -> None:
     """Run the command."""
-    options = parse(FlagCreatePairsOff[Options], "compare", argv, DESCRIPTION)
-    config, run, resume = options.config, options.run, options.resume.resume
-    out = Output(quiet=run.quiet)
+    config: CompareConfig
+    going_on: ResumeOptions
+    options: RunOptions
+    config, going_on, options = parse(
+        "compare", argv, DESCRIPTION, CompareConfig, ResumeOptions, RunOptions
+    )
+    resume = going_on.resume
+    out = Output(quiet=options.quiet)
     finished: list[Trial] = []
-    with run_folder(run, "compare", resume=resume) as start:
+    with run_folder(options, "compare", resume=resume) as start:
         if resume:
-            assert run.out is not None  # `run_folder` has checked it
-            config = _stored_config(run.out, config)
-            finished = _stored_trials(run.out, config)
+            assert options.out is not None  # `run_folder` has checked it
+            config = _stored_config(options.out, config)
+            finished = _stored_trials(options.out, config)
         config.make_env(config.seed).close()
         folder = start(dataclasses.asdict(config))
     comparison = _compare(config, folder, finished, out)
     summary = comparison.summary()
     results = folder.write_results(comparison.rows, summary, "cpu")
     figures = write_figures(comparison, folder.path)
+    shutil.rmtree(folder.path / TRIALS)  # kept for `--resume` alone
     _print(out, comparison, summary)
     out.wrote(results, *figures)
 
@@ -102,8 +102,9 @@ def _compare(
             return compare(config, progress=show, on_trial=keep, finished=finished)
     except KeyboardInterrupt:
         done = sum(1 for _ in trials.iterdir())
+        kept = f"{done} trial{'s' if done != 1 else ''} kept"
         raise KeyboardInterrupt(
-            f"{done} trials are kept: go on with {_resume_command(folder.path)}"
+            f"{kept}, go on with: awsgd-rl compare --out {shlex.quote(str(folder.path))} --resume"
         ) from None
 
 
@@ -160,7 +161,3 @@ def _stored_trials(path: Path, config: CompareConfig) -> list[Trial]:
             trials.append(Trial.from_json(json.loads(file.read_text(encoding="utf-8"))))
     maps = range(config.seed, config.seed + config.maps)
     return [trial for trial in trials if trial.algorithm in config.algos and trial.map in maps]
-
-
-def _resume_command(path: Path) -> Any:
-    return f"awsgd-rl compare --out {path} --resume"

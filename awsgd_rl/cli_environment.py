@@ -59,6 +59,25 @@ def choose_env(env: str | None, preset: str | None) -> str:
     return GRIDWORLD_ID if env is None else env
 
 
+def choose_device(name: str) -> str:
+    """Return the device that `--device` names: for "auto", CUDA where there is one.
+
+    Raises:
+        UsageError: If there is no such device.
+    """
+    import torch
+
+    available = torch.cuda.is_available()
+    if name == "auto":
+        return "cuda" if available else "cpu"
+    kind = name.partition(":")[0]
+    if kind not in ("cpu", "cuda"):
+        raise UsageError(f"--device is {name!r}, expected auto, cpu or cuda")
+    if kind == "cuda" and not available:
+        raise UsageError(f"--device is {name!r}, but there is no CUDA device: use cpu or auto")
+    return name
+
+
 def make_env(
     env_id: str, kwargs: Mapping[str, Any], render_mode: str | None = None
 ) -> "gym.Env[Any, Any]":

@@ -8,18 +8,19 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 import numpy as np
-from tyro.conf import FlagCreatePairsOff, Positional, arg
+from tyro.conf import Positional, arg
 
 from awsgd_rl.cli_common import Output, RunOptions, UsageError, parse, run_folder, summary_rows
-from awsgd_rl.cli_environment import make_env, run_episodes, summarise
-from awsgd_rl.validation import require_integer
+from awsgd_rl.cli_environment import choose_device, make_env, run_episodes, summarise
+from awsgd_rl.validation import require_integer, require_name
 
 _MOST_FRAMES: Final = 1000
 
 DESCRIPTION = """Run episodes of a saved agent: mean return, length and success with 95 % intervals.
 
-Saved agents, those of Stable-Baselines3 included, are read as numbers and JSON alone: no file is
-unpickled. But the environment that a folder names is made: evaluate agents of people you trust.
+safety:
+  Agents, those of Stable-Baselines3 included, are read as numbers and JSON:
+  no file is unpickled. But the environment that a folder names is made.
 
 examples:
   awsgd-rl evaluate runs/train-20260101-120000
@@ -46,21 +47,14 @@ class EvaluateOptions:
     """auto, cpu or cuda."""
 
 
-@dataclass(frozen=True)
-class Options:
-    """All options of the command."""
-
-    evaluate: Annotated[EvaluateOptions, arg(name="")]
-    run: Annotated[RunOptions, arg(name="")]
-
-
 def main(argv: Sequence[str]) -> None:
     """Run the command."""
-    options = parse(FlagCreatePairsOff[Options], "evaluate", argv, DESCRIPTION)
-    asked = options.evaluate
+    asked: EvaluateOptions
+    options: RunOptions
+    asked, options = parse("evaluate", argv, DESCRIPTION, EvaluateOptions, RunOptions)
     episodes = (3 if asked.render == "human" else 100) if asked.episodes is None else asked.episodes
-    out = Output(quiet=options.run.quiet)
-    with run_folder(options.run, "evaluate") as start:
+    out = Output(quiet=options.quiet)
+    with run_folder(options, "evaluate") as start:
         require_integer("--episodes", episodes)
         require_integer("--seed", asked.seed, minimum=0)
         path = _agent_folder(asked.directory)
@@ -75,6 +69,7 @@ def main(argv: Sequence[str]) -> None:
                 "device": asked.device,
             }
         )
+    out.line(f"evaluate: {asked.directory}")
     frames: list[Any] = []
     episode = 0
 
@@ -146,11 +141,13 @@ def _env_of(path: Path, render_mode: str | None) -> Any:
 
 
 def _load(path: Path, env: Any, asked: EvaluateOptions) -> Any:
-    from awsgd_rl.agents import load_agent
+    from awsgd_rl.agents import ALGORITHMS
+    from awsgd_rl.agents.checkpoint import read_checkpoint
 
-    takes_seed = "seed" in inspect.signature(load_agent).parameters
-    seed = {"seed": asked.seed} if takes_seed else {}
-    return load_agent(path, env=env, device=asked.device, **seed)
+    name = require_name("algorithm", read_checkpoint(path)[0]["algorithm"], ALGORITHMS)
+    load = ALGORITHMS[name].agent_class.load
+    seed = {"seed": asked.seed} if "seed" in inspect.signature(load).parameters else {}
+    return load(path, env=env, device=choose_device(asked.device), **seed)
 
 
 def _write_gif(path: Path, frames: Sequence[Any], fps: float) -> Path:

@@ -22,7 +22,7 @@ class ListOptions:
 
 def main(argv: Sequence[str]) -> None:
     """Run the command."""
-    parse(ListOptions, "list", argv, DESCRIPTION)
+    parse("list", argv, DESCRIPTION, ListOptions)
     import gymnasium
 
     from awsgd_rl.agents import ALGORITHMS

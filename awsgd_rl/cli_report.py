@@ -4,8 +4,9 @@ import webbrowser
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from tyro.conf import FlagCreatePairsOff, Positional
+from tyro.conf import Positional, arg
 
 from awsgd_rl.cli_common import Output, UsageError, bad_usage, parse
 
@@ -21,7 +22,7 @@ examples:
 class ReportOptions:
     """What to show."""
 
-    folders: Positional[tuple[Path, ...]]
+    folders: Annotated[Positional[tuple[Path, ...]], arg(metavar="DIR...", help_behavior_hint="")]
     """Run folders, shown in this order."""
     open: bool = False
     """Show the page in the browser."""
@@ -37,7 +38,8 @@ class ReportOptions:
 
 def main(argv: Sequence[str]) -> None:
     """Run the command."""
-    options = parse(FlagCreatePairsOff[ReportOptions], "report", argv, DESCRIPTION)
+    options: ReportOptions
+    (options,) = parse("report", argv, DESCRIPTION, ReportOptions)
     from awsgd_rl.report import write_report
 
     out = options.out

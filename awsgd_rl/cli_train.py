@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import signal
 import threading
 from collections.abc import Iterator, Sequence
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final
 
 import numpy as np
-from tyro.conf import FlagCreatePairsOff, arg
+from tyro.conf import arg
 
 from awsgd_rl.agents import ALGORITHMS, make_agent
 from awsgd_rl.cli_common import (
@@ -25,6 +26,7 @@ from awsgd_rl.cli_common import (
 )
 from awsgd_rl.cli_environment import (
     Episodes,
+    choose_device,
     choose_env,
     make_env,
     read_env_kwargs,
@@ -38,7 +40,7 @@ _CURVE_POINTS: Final = 100
 
 DESCRIPTION = f"""Train one agent on one environment.
 
-The last options are those of the algorithm: --algo ppo --help shows PPO's.
+Options of the algorithm follow the common ones: --algo ppo --help shows PPO's.
 
 algorithms:
 {chr(10).join(f"  {name:<10} {entry.description}" for name, entry in ALGORITHMS.items())}
@@ -81,11 +83,14 @@ def main(argv: Sequence[str]) -> None:
     """Run the command."""
     with bad_usage():
         config_class = _config_class(_chosen_algorithm(argv))
-    options: Any = parse(_options_class(config_class), "train", argv, DESCRIPTION)
-    asked: TrainOptions = options.train
-    settings = {f.name: getattr(options.agent, f.name) for f in dataclasses.fields(options.agent)}
-    out = Output(quiet=options.run.quiet)
-    with run_folder(options.run, "train") as start:
+    asked: TrainOptions
+    options: RunOptions
+    asked, agent_config, options = parse(
+        "train", argv, DESCRIPTION, TrainOptions, config_class, RunOptions
+    )
+    settings = {f.name: getattr(agent_config, f.name) for f in dataclasses.fields(agent_config)}
+    out = Output(quiet=options.quiet)
+    with run_folder(options, "train") as start:
         _check_numbers(asked)
         env_id = choose_env(asked.env, asked.preset)
         kwargs = read_env_kwargs(asked.env_kwargs)
@@ -97,9 +102,9 @@ def main(argv: Sequence[str]) -> None:
             policy,
             env,
             seed=asked.seed,
-            device=asked.device,
+            device=choose_device(asked.device),
             log_dir=start.path,
-            tensorboard_log=start.path,
+            tensorboard_log=start.path / "tensorboard",
             **settings,
         )
         config = {
@@ -112,7 +117,7 @@ def main(argv: Sequence[str]) -> None:
             "seed": asked.seed,
             "device": asked.device,
         }
-        folder = start({**config, **dataclasses.asdict(agent.config)})
+        folder = start({**config, **_spelled(dataclasses.asdict(agent.config))})
     out.line(f"train: {asked.algo} with {policy} on {env_id}")
     stopped = _learn(agent, total, out)
     agent.save(folder.path / "agent")
@@ -124,10 +129,10 @@ def main(argv: Sequence[str]) -> None:
     summary: dict[str, float] = {}
     rows = []
     if asked.eval_episodes:
-        evaluated = run_episodes(agent, env, asked.eval_episodes, seed=asked.seed)
-        summary = summarise(evaluated)
+        measured = run_episodes(agent, env, asked.eval_episodes, seed=asked.seed)
+        summary = summarise(measured)
         rows.append({"timesteps": agent.num_timesteps, **summary})
-        written.append(_write_evaluations(folder.path, agent.num_timesteps, evaluated))
+        written.append(_write_evaluations(folder.path, asked.algo, agent.num_timesteps, measured))
     env.close()
     totals = {"num_episodes": agent.num_episodes, "num_timesteps": agent.num_timesteps}
     summary = {**summary, **totals}
@@ -154,18 +159,6 @@ def _config_class(algorithm: str) -> Any:
         configs = import_module("awsgd_rl.agents.stable_baselines_configs").CONFIGS
         config_class = configs[algorithm]
     return config_class
-
-
-def _options_class(config_class: Any) -> Any:
-    nothing = arg(name="")
-    return dataclasses.make_dataclass(
-        "Options",
-        [
-            ("train", Annotated[TrainOptions, nothing]),
-            ("agent", Annotated[config_class, nothing]),
-            ("run", FlagCreatePairsOff[Annotated[RunOptions, nothing]]),  # type: ignore[misc]
-        ],
-    )
 
 
 def _check_numbers(asked: TrainOptions) -> None:
@@ -197,6 +190,11 @@ def _choose_total(asked: TrainOptions, policy: str) -> dict[str, int]:
     if policy == "TablePolicy":
         return {"total_episodes": 20_000}
     return {"total_timesteps": 100_000}
+
+
+def _spelled(settings: dict[str, Any]) -> dict[str, Any]:
+    # JSON has no infinity, and an option may be infinite (no clipping).
+    return {name: "inf" if value == math.inf else value for name, value in settings.items()}
 
 
 def _learn(agent: Any, total: dict[str, int], out: Output) -> bool:
@@ -263,20 +261,18 @@ def _draw(agent: Any, folder: Path, title: str) -> list[Path]:
     return save_figure(figure, folder, "learning")
 
 
-def _write_evaluations(folder: Path, timesteps: int, episodes: Episodes) -> Path:
-    """Write `evaluations.npz` under the names that Stable-Baselines3 uses."""
-    from awsgd_rl.runs import atomic_path
+def _write_evaluations(folder: Path, algorithm: str, timesteps: int, measured: Episodes) -> Path:
+    """Add the evaluation to the logs that the agent wrote while it learned."""
+    from awsgd_rl.agents.logging import RunLogger
 
-    path = folder / "evaluations.npz"
-    with atomic_path(path) as partial:
-        np.savez(
-            partial,
-            timesteps=np.array([timesteps]),
-            results=episodes.returns[None],
-            ep_lengths=episodes.lengths[None],
-            successes=episodes.successes[None],
+    with RunLogger(folder, folder / "tensorboard", run_name=algorithm, append=True) as log:
+        log.evaluation(
+            timesteps,
+            measured.returns.tolist(),
+            measured.lengths.tolist(),
+            measured.successes.tolist(),
         )
-    return path
+    return folder / "evaluations.npz"
 
 
 def _device_of(agent: Any) -> str:

@@ -63,28 +63,30 @@ class PolicyPanel(NamedTuple):
 
 
 def learning_curves(
-    trials: ArrayLike,
+    episodes: ArrayLike,
     curves: Mapping[str, Band],
     *,
     title: str = "Success of the target policy while it learns",
     subtitle: str = "",
     ylabel: str = "success probability",
     percent: bool = True,
+    total: float | None = None,
 ) -> Figure:
-    """Draw a quantity over the trials, with its band, each curve labelled at its end.
+    """Draw a quantity over the episodes learned from, with its band; labels stand at the ends.
 
     Args:
-        trials: [K] number of trials at each point.
+        episodes: [K] where on the axis each point lies, in episodes.
         curves: [K] estimate, low and high by label; bands that are NaN are left out.
         title: first line, bold.
         subtitle: second line.
         ylabel: what is drawn, with its unit.
-        percent: the quantity is a probability: axis from 0 to 100 %.
+        percent: the quantity is a probability: axis from 0 to 100%.
+        total: where the axis ends. Default: at the last point.
 
     Raises:
         ValueError: if there is no curve, or one does not have K points.
     """
-    figure, axes = _curves(trials, curves, title, subtitle, ylabel)
+    figure, axes = _curves(episodes, curves, title, subtitle, ylabel, total)
     if percent:
         axes.set_ylim(0.0, 1.0)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
@@ -93,21 +95,23 @@ def learning_curves(
 
 
 def failure_curves(
-    trials: ArrayLike,
+    episodes: ArrayLike,
     curves: Mapping[str, Band],
     *,
     floor: float,
     title: str = "Failure probability of the target policy, log scale",
     subtitle: str = "",
+    total: float | None = None,
 ) -> Figure:
-    """Draw failure probabilities over the trials on a log scale.
+    """Draw failure probabilities over the episodes learned from on a log scale.
 
     Args:
-        trials: [K] number of trials at each point.
+        episodes: [K] where on the axis each point lies, in episodes.
         curves: [K] estimate, low and high by label.
         floor: the smallest probability that the data can tell from 0; what is below is drawn there.
         title: first line, bold.
         subtitle: second line.
+        total: where the axis ends. Default: at the last point.
 
     Raises:
         ValueError: if there is no curve, or one without K points; if `floor` is not in (0, 1).
@@ -117,7 +121,7 @@ def failure_curves(
     clipped = {
         label: Band(*(np.clip(part, floor, 1.0) for part in band)) for label, band in curves.items()
     }
-    figure, axes = _curves(trials, clipped, title, subtitle, "failure probability")
+    figure, axes = _curves(episodes, clipped, title, subtitle, "failure probability", total)
     axes.set_yscale("log")
     axes.set_ylim(floor, 1.0)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
@@ -126,24 +130,26 @@ def failure_curves(
 
 
 def regret_curves(
-    trials: ArrayLike,
+    episodes: ArrayLike,
     curves: Mapping[str, Band],
     *,
-    title: str = "What learning costs: trials failed so far",
+    title: str = "What learning costs: episodes failed so far",
     subtitle: str = "",
+    total: float | None = None,
 ) -> Figure:
-    """Draw the cumulative number of failures over the trials (the regret against never failing).
+    """Draw the number of failures so far over the episodes: the regret against never failing.
 
     Args:
-        trials: [K] number of trials at each point.
-        curves: [K] estimate, low and high by label, in trials.
+        episodes: [K] where on the axis each point lies, in episodes.
+        curves: [K] estimate, low and high by label, in episodes.
         title: first line, bold.
         subtitle: second line.
+        total: where the axis ends. Default: at the last point.
 
     Raises:
         ValueError: if there is no curve, or one does not have K points.
     """
-    figure, axes = _curves(trials, curves, title, subtitle, "trials failed so far")
+    figure, axes = _curves(episodes, curves, title, subtitle, "episodes failed so far", total)
     axes.set_ylim(bottom=0.0)
     axes.yaxis.set_major_formatter(FuncFormatter(_thousands))
     _label_ends(axes, curves)
@@ -229,16 +235,21 @@ def save_figure(figure: Figure, folder: str | Path, name: str) -> list[Path]:
 
 
 def _curves(
-    trials: ArrayLike, curves: Mapping[str, Band], title: str, subtitle: str, ylabel: str
+    episodes: ArrayLike,
+    curves: Mapping[str, Band],
+    title: str,
+    subtitle: str,
+    ylabel: str,
+    total: float | None,
 ) -> tuple[Figure, Axes]:
-    points = np.asarray(trials, dtype=np.float64)
+    points = np.asarray(episodes, dtype=np.float64)
     if not curves:
         raise ValueError("got no curve, expected at least one")
     for label, band in curves.items():
         if any(np.shape(part) != points.shape for part in band):
             raise ValueError(
                 f"curve {label!r} has {len(band.estimate)} points, expected one for each of the "
-                f"{len(points)} numbers of trials"
+                f"{len(points)} places on the axis"
             )
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(7.6, 4.3), dpi=_DPI)
@@ -249,10 +260,12 @@ def _curves(
             # The first curve is the one that the figure is about: on top.
             order = 10 - k
             axes.fill_between(
-                points, band.low, band.high, color=color, alpha=0.16, linewidth=0, zorder=order
+                points, band.low, band.high, color=color, alpha=0.10, linewidth=0, zorder=order
             )
+            for edge in (band.low, band.high):  # areas on top of each other are told apart by it
+                axes.plot(points, edge, color=color, alpha=0.45, linewidth=0.7, zorder=order + 10)
             axes.plot(points, band.estimate, color=color, linewidth=1.8, zorder=order + 20)
-        axes.set_xlim(0.0, float(points[-1]))
+        axes.set_xlim(0.0, float(points[-1]) if total is None else total)
         axes.set_xlabel("episodes learned from")
         axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.set_ylabel(ylabel)

@@ -6,7 +6,7 @@ Densities are float64 log densities. No draw waits for the device; whatever must
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -188,8 +188,7 @@ class TableProposal(Proposal):
         if n == 0:
             raise ValueError("no slot of the table is filled: call fill(n) first")
         slots = len(scores)
-        if n < slots:
-            scores = scores[:n]
+        scores = scores[:n] if n < slots else scores
         if self.floor > 0.0:
             scores = scores.clamp_min(self.floor)
         if self.exponent != 1.0:
@@ -392,7 +391,7 @@ class MixtureProposal(Proposal):
         return Draw(items, self.log_prob(items, given=given))
 
     def _proposals(self) -> list[Proposal]:
-        return [component for component in self.components if isinstance(component, Proposal)]
+        return [cast("Proposal", component) for component in self.components]
 
 
 def _check_size(n: int) -> int:

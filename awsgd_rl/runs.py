@@ -39,14 +39,14 @@ _OWN_FILES: Final = (
     "results.json",
     "monitor.csv",
     "evaluations.npz",
-    "events.out.tfevents.*",
     "*.png",
     "*.svg",
     "*.gif",
     "report.html",
     ".*.partial*",
 )
-_OWN_FOLDERS: Final = ("agent", "trials")
+_OWN_FOLDERS: Final = ("agent", "tensorboard", "trials")
+_RESUMABLE: Final = ("compare",)
 _PACKAGES: Final = ("gymnasium", "numba", "numpy", "stable-baselines3", "torch")
 
 
@@ -202,9 +202,10 @@ def check_free(path: str | Path, *, overwrite: bool = False) -> None:
         raise ValueError(f"{str(path)!r} is not a folder: choose another path with --out")
     if is_run(path):
         if not overwrite:
+            resume = " --resume to go on with it," if _name_of(path) in _RESUMABLE else ""
             raise RunExistsError(
-                f"{str(path)!r} already holds a run: pass --overwrite to replace it, --resume to "
-                "go on with it (compare only), or another folder with --out"
+                f"{str(path)!r} already holds a run: pass --overwrite to replace it,{resume} or "
+                "another folder with --out"
             )
         return
     for name in (CONFIG_FILE, RESULTS_FILE):
@@ -323,10 +324,14 @@ def _read_object(folder: Path, name: str) -> dict[str, Any]:
 
 
 def _started_of(path: Path, name: str) -> str:
-    old = read_config(path)
-    if old["name"] != name:
-        raise RunExistsError(f"{str(path)!r} holds a run of {old['name']!r}, expected {name!r}")
-    return str(old["started"])
+    old = _name_of(path)
+    if old != name:
+        raise RunExistsError(f"{str(path)!r} holds a run of {old!r}, expected {name!r}")
+    return str(read_config(path)["started"])
+
+
+def _name_of(path: Path) -> Any:
+    return read_config(path).get("name")
 
 
 def _remove_run_files(path: Path) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from awsgd_rl.benchmarks.trial import ALGORITHMS, BINS, PolicyMap, Task, Trial, run_task
+from awsgd_rl.benchmarks.trial import ALGORITHMS, BINS, Task, Trial, run_task
 from awsgd_rl.benchmarks.workers import available_cores, run_tasks
 from awsgd_rl.statistics import Interval, mean_band, mean_interval, ratio_interval
 from awsgd_rl.validation import require_integer, require_name
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from awsgd_rl.plots import PolicyPanel
 
 FloatArray = NDArray[np.float64]
+
+COARSE = 4
+"""Bins of a learning curve in one point on a log scale."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class CompareConfig:
     """Any other Gymnasium environment by its id, in place of a preset or a size."""
     algos: tuple[str, ...] = ("awsgd", "reinforce", "reinforce-equal")
     """What is compared: awsgd, reinforce (one update a batch), reinforce-equal (as many updates a
-    batch as awsgd), awsgd-mixture, awsgd-paper."""
+    batch as awsgd), awsgd-mixture, awsgd-paper, and Stable-Baselines3's a2c, ppo, dqn."""
     regime: Literal["strong", "paper"] = "strong"
     """strong: returns to go, learned state values. paper: raw returns, no state values, batches of
     4 episodes, as in Bouchard et al. (2015)."""
@@ -93,6 +96,15 @@ class CompareConfig:
         return f"{size}×{size} grid with {traps} traps" + (
             f", slip {self.slip:g}" if self.slip else ""
         )
+
+    @property
+    def unit(self) -> str:
+        """What distinguishes one repetition from another: "map" or, on one map, "seed"."""
+        if self.preset is not None:
+            from awsgd_rl.envs import preset
+
+            return "seed" if "desc" in preset(self.preset).kwargs else "map"
+        return "map" if self.env is None else "seed"
 
     def make_env(self, map_: int) -> "gym.Env[Any, Any]":
         """Make the environment of one map.
@@ -261,38 +273,46 @@ def write_figures(comparison: Comparison, folder: str | Path) -> list[Path]:
     from awsgd_rl import plots
 
     config, curves = comparison.config, comparison.curves()
-    episodes = config.episodes * np.arange(1, BINS + 1) / BINS
-    count = f"{config.maps} {'maps' if config.env is None else 'seeds'}"
+    width = config.episodes / BINS
+    middles = width * (np.arange(BINS) + 0.5)
     interval = "; bands: 95% intervals" if config.maps > 1 else ""
-    about = f"{config.task}, {count}, {config.episodes:,} episodes each{interval}"
+    repeated = f"{config.maps} {config.unit}{'s' if config.maps > 1 else ''}"
+    subtitle = f"{config.task}, {repeated}, {config.episodes:,} episodes each{interval}"
+    common: dict[str, Any] = {"subtitle": subtitle, "total": config.episodes}
     if comparison.metric == "return":
-        bands = {title: mean_band(curve) for title, curve in curves.items()}
         figure = plots.learning_curves(
-            episodes,
-            bands,
+            middles,
+            {title: mean_band(curve) for title, curve in curves.items()},
             title="Return of the target policy while it learns",
-            subtitle=about,
             ylabel="return of an episode",
             percent=False,
+            **common,
         )
         return plots.save_figure(figure, folder, "learning")
-    bands = {title: mean_band(curve, bounds=(0, 1)) for title, curve in curves.items()}
-    # A log scale shows the noise of rare failures: fewer, wider bins.
+    failures = {title: 1 - curve for title, curve in curves.items()}
+    # A log scale shows the noise of rare failures: fewer, wider bins, of `COARSE` each.
     coarse = {
-        title: mean_band(1 - curve.reshape(len(curve), -1, 4).mean(-1), bounds=(0, 1))
-        for title, curve in curves.items()
+        title: mean_band(curve.reshape(len(curve), -1, COARSE).mean(-1), bounds=(0, 1))
+        for title, curve in failures.items()
     }
-    smallest = min(0.1, 0.5 * BINS / (4 * config.maps * config.episodes))
+    # Half a failure in all episodes of a bin: what is below is drawn as none.
+    floor = min(0.1, 0.5 / (config.maps * width * COARSE))
     failed = {
-        title: mean_band(np.cumsum(1 - curve, axis=1) * config.episodes / BINS, bounds=(0, np.inf))
-        for title, curve in curves.items()
+        title: mean_band(width * curve.cumsum(axis=1), bounds=(0, np.inf))
+        for title, curve in failures.items()
     }
     figures = {
-        "learning": plots.learning_curves(episodes, bands, subtitle=about),
-        "failures": plots.failure_curves(episodes[3::4], coarse, floor=smallest, subtitle=about),
-        "regret": plots.regret_curves(episodes, failed, subtitle=about),
+        "learning": plots.learning_curves(
+            middles,
+            {title: mean_band(curve, bounds=(0, 1)) for title, curve in curves.items()},
+            **common,
+        ),
+        "failures": plots.failure_curves(
+            middles.reshape(-1, COARSE).mean(-1), coarse, floor=floor, **common
+        ),
+        "regret": plots.regret_curves(middles + width / 2, failed, **common),
     }
-    panels = _policy_panels(comparison)
+    learner, panels = _policy_panels(comparison)
     if panels:
         grid: Any = config.make_env(config.seed).unwrapped
         figures["policies"] = plots.policy_maps(
@@ -301,32 +321,32 @@ def write_figures(comparison: Comparison, folder: str | Path) -> list[Path]:
             start=grid.start,
             goals=grid.goal_cells,
             traps=grid.trap_cells,
-            title=f"What was learned on map {config.seed}",
-            subtitle=f"{config.task}, after {config.episodes:,} episodes. Arrows: mean move",
+            title=f"What {learner} learned on {config.unit} {config.seed}",
+            subtitle=f"{config.task}, after {config.episodes:,} episodes; arrows: the mean move",
         )
     return [
         path for name, figure in figures.items() for path in plots.save_figure(figure, folder, name)
     ]
 
 
-def _policy_panels(comparison: Comparison) -> "list[PolicyPanel]":
+def _policy_panels(comparison: Comparison) -> "tuple[str, list[PolicyPanel]]":
     """P_w beside Q_τ of the first algorithm that explores; else P_w of the first two algorithms."""
     from awsgd_rl.plots import PolicyPanel
 
     first = [comparison.of(algorithm)[0] for algorithm in comparison.config.algos]
-    shown: list[tuple[str, PolicyMap]] = []
+    learner = "each agent"
+    shown = [
+        (ALGORITHMS[trial.algorithm].title, trial.target)
+        for trial in first
+        if trial.target is not None
+    ][:2]
     for trial in first:
         if trial.target is not None and trial.exploration is not None:
+            learner = ALGORITHMS[trial.algorithm].title
             shown = [("$P_w$, target", trial.target), ("$Q_\\tau$, exploration", trial.exploration)]
             break
-    else:
-        shown = [
-            (ALGORITHMS[trial.algorithm].title, trial.target)
-            for trial in first
-            if trial.target is not None
-        ][:2]
-    return [
-        PolicyPanel(f"{name}: succeeds {100 * made.success:.4g}%", made.policy, made.visits)
+    return learner, [
+        PolicyPanel(f"{name}: fails {100 * (1 - made.success):.2g}%", made.policy, made.visits)
         for name, made in shown
     ]
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
@@ -34,11 +35,13 @@ class Algorithm(NamedTuple):
         agent: the class in `awsgd_rl.agents`.
         settings: its settings, where they are not the defaults.
         title: how figures and tables call it.
+        table_settings: more of its settings, for table policies.
     """
 
     agent: str
     settings: Mapping[str, Any]
     title: str
+    table_settings: Mapping[str, Any] = MappingProxyType({})
 
 
 ALGORITHMS: dict[str, Algorithm] = {
@@ -48,7 +51,10 @@ ALGORITHMS: dict[str, Algorithm] = {
     ),
     "awsgd-paper": Algorithm("AWSGD", {"variant": "paper"}, "AW-SGD, Algorithm 2"),
     "reinforce": Algorithm("Reinforce", {"updates": 1}, "on-policy, one update a batch"),
-    "reinforce-equal": Algorithm("Reinforce", {}, "on-policy, as many updates a batch"),
+    # At the step size that is best with one update a batch, some runs of these get stuck.
+    "reinforce-equal": Algorithm(
+        "Reinforce", {}, "on-policy, as many updates a batch", {"learning_rate": 2.0}
+    ),
     "a2c": Algorithm("StableBaselines", {}, "A2C (SB3)"),
     "ppo": Algorithm("StableBaselines", {}, "PPO (SB3)"),
     "dqn": Algorithm("StableBaselines", {}, "DQN (SB3)"),
@@ -67,7 +73,7 @@ class Task(NamedTuple):
     map: int
 
     def __str__(self) -> str:
-        return f"{self.algorithm} on {'map' if self.config.env is None else 'seed'} {self.map}"
+        return f"{self.algorithm} on {self.config.unit} {self.map}"
 
 
 @dataclass(frozen=True)
@@ -160,27 +166,34 @@ def run_task(task: Task, send: Send) -> Trial:
     """
     config = task.config
     env = config.make_env(task.map)
+    grid = _gridworld(env)
     agent = make_agent(task, env)
+    success: list[float] = []
     sent = 0.0
 
-    def report(agent: Any) -> None:
+    def follow(agent: Any) -> None:
         nonlocal sent
+        known = agent.history["success"][-1]
+        if np.isnan(known) and grid is not None and _new_bin(agent.history, config.episodes):
+            # Nothing but Q_τ draws episodes (Algorithm 2): what P_w would do is computed.
+            known = walk(grid, agent.policy_table()).success
+        success.append(known)
         now = time.monotonic()
         if now - sent >= _SECONDS_BETWEEN_MESSAGES:
             sent = now
-            recent = agent.history["success"][-20:]
-            if not np.isfinite(recent).any():
-                recent = agent.history["return"][-20:]
-            known = [value for value in recent if np.isfinite(value)]
-            send((str(task), agent.num_episodes, float(np.mean(known)) if known else np.nan))
+            send((str(task), agent.num_episodes, _recent(success, agent.history["return"])))
 
     started = time.perf_counter()
-    agent.learn(total_episodes=config.episodes, callback=report)
+    agent.learn(total_episodes=config.episodes, callback=follow)
     seconds = time.perf_counter() - started
-    history = agent.history
-    metric = "success" if np.isfinite(history["success"]).any() else "return"
-    curve = binned(history["episodes"], history[metric], config.episodes)
-    target, exploration = _policy_maps(agent, env)
+    metric = "success" if np.isfinite(success).any() else "return"
+    values = success if metric == "success" else agent.history["return"]
+    curve = binned(agent.history["episodes"][: len(values)], values, config.episodes)
+    target = exploration = None
+    if grid is not None and hasattr(agent, "policy_table"):
+        target = walk(grid, agent.policy_table())
+        if agent.exploration_share:  # or Q_τ draws nothing, and nothing was learned for it
+            exploration = walk(grid, agent.exploration_table())
     if target is not None and metric == "success":
         final = target.success
     else:
@@ -207,6 +220,8 @@ def make_agent(task: Task, env: "gym.Env[Any, Any]") -> Any:
     Raises:
         ValueError: the algorithm does not support the environment's spaces.
     """
+    from gymnasium.spaces import Discrete
+
     from awsgd_rl import agents
 
     algorithm = ALGORITHMS[task.algorithm]
@@ -214,8 +229,13 @@ def make_agent(task: Task, env: "gym.Env[Any, Any]") -> Any:
         from awsgd_rl.agents.stable_baselines import StableBaselines
 
         return StableBaselines(task.algorithm, "MlpPolicy", env, seed=task.map, device="cpu")
-    policy = "TablePolicy" if _gridworld(env) is not None else "MlpPolicy"
+    discrete = isinstance(env.observation_space, Discrete) and isinstance(
+        env.action_space, Discrete
+    )
+    policy = "TablePolicy" if discrete else "MlpPolicy"
     settings = dict(algorithm.settings)
+    if policy == "TablePolicy":
+        settings.update(algorithm.table_settings)
     if task.config.regime == "paper":
         settings.update(PAPER_REGIME)
     if task.algorithm == "reinforce-equal":
@@ -223,7 +243,8 @@ def make_agent(task: Task, env: "gym.Env[Any, Any]") -> Any:
     agent_class = getattr(agents, algorithm.agent)
     return agent_class(
         policy,
-        env if policy == "TablePolicy" else task.config.env,
+        # Networks learn in a vector environment, which is made from an id.
+        env if task.config.env is None else task.config.env,
         seed=task.map,
         device="cpu",
         **settings,
@@ -281,21 +302,26 @@ def walk(env: "TrapGridworld", policy: FloatArray) -> PolicyMap:
     return PolicyMap(policy, visits, float(visits[env.goal_cells].sum()))
 
 
-def _policy_maps(agent: Any, env: "gym.Env[Any, Any]") -> tuple[PolicyMap | None, PolicyMap | None]:
-    grid = _gridworld(env)
-    if grid is None or not hasattr(agent, "policy_table"):
-        return None, None
-    target = walk(grid, agent.policy_table())
-    if not agent.exploration_share:  # Q_τ draws nothing, so nothing was learned for it
-        return target, None
-    return target, walk(grid, agent.exploration_table())
-
-
 def _gridworld(env: "gym.Env[Any, Any]") -> "TrapGridworld | None":
     from awsgd_rl.envs import TrapGridworld
 
     grid = env.unwrapped
     return grid if isinstance(grid, TrapGridworld) else None
+
+
+def _new_bin(history: Mapping[str, list[float]], total: int) -> bool:
+    """Return whether the last batch is the first one, or ended in another bin than that before."""
+    bins = [int(BINS * count / total) for count in history["episodes"][-2:]]
+    return len(set(bins)) == len(history["episodes"][-2:])
+
+
+def _recent(success: list[float], returns: list[float]) -> float:
+    """Return the mean of the last successes that are known, or else of the last returns."""
+    for values in (success[-20:], returns[-20:]):
+        known = [value for value in values if np.isfinite(value)]
+        if known:
+            return float(np.mean(known))
+    return np.nan
 
 
 def _evaluate(agent: Any, env: "gym.Env[Any, Any]", metric: str, seed: int) -> float:

@@ -96,22 +96,19 @@ def available_cores() -> int:
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Let PyTorch and numba compute on one thread in here.
+    """Let PyTorch compute on one thread in here.
 
     Tasks beside each other need no more, and a sum that is split otherwise ends otherwise: so a
     result is the same in any process.
     """
-    import numba
     import torch
 
-    torch_threads, numba_threads = torch.get_num_threads(), numba.get_num_threads()
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    numba.set_num_threads(1)
     try:
         yield
     finally:
-        torch.set_num_threads(torch_threads)
-        numba.set_num_threads(numba_threads)
+        torch.set_num_threads(threads)
 
 
 def _run_here(

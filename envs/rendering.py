@@ -95,7 +95,7 @@ def draw_grid(
         heat: [S] or [rows, columns] amounts of 0 or more, such as visits: the square root of the
             share of the largest is the shade, so that rare visits show.
         agent: the cell that the agent is in.
-        cell_pixels: width of a cell in pixels; by default the longer side has about 640.
+        cell_pixels: width of a cell in pixels; by default 10 to 96, for about 640 in all.
 
     Returns:
         [rows * cell_pixels, columns * cell_pixels, 3] uint8.

@@ -127,6 +127,13 @@ class TestScoreFunction:
         assert learned < 1.1 * best
         assert second_moment(NORMS, UNIFORM, UNIFORM) > 2.0 * best
 
+    def test_centring_leaves_tau_where_all_norms_are_equal(self) -> None:
+        for centre in (True, False):
+            proposal, adaptation = softmax_adaptation(centre=centre)
+            draw = proposal.draw(4, generator=generator())
+            adaptation.update(draw, torch.ones(4), log_p(4))
+            assert (proposal.tau.abs().max().item() < 1e-12) == centre
+
     def test_cost_moves_draws_to_what_is_fast(self) -> None:
         """Bouchard 2015, Algorithm 3: equal norms, unequal access times."""
         proposal, adaptation = softmax_adaptation()

@@ -2,6 +2,7 @@ import pickle
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import gymnasium as gym
@@ -74,7 +75,19 @@ def test_checkers_have_nothing_to_say(observation: str, slip: float) -> None:
         check_env_sb3(env.unwrapped)
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Small networks on several threads wait for each other more than they compute."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("observation", OBSERVATIONS)
 def test_ppo_trains(observation: str) -> None:
     from stable_baselines3 import PPO
@@ -83,7 +96,7 @@ def test_ppo_trains(observation: str) -> None:
         ID, size=3, traps=1, observation=observation, goal_reward=1, trap_reward=-1, step_reward=0
     )
     model = PPO("MlpPolicy", env, seed=0, device="cpu", n_steps=256, learning_rate=3e-3)
-    model.learn(4096)
+    model.learn(2048)
     seen, _ = env.reset()
     for _ in range(4):
         action, _ = model.predict(seen, deterministic=True)
@@ -199,9 +212,7 @@ def test_ends_and_their_infos() -> None:
     assert play([down, right, right])[-1] == (
         (5, 1000.0, True, False, {"is_success": True, "end": "goal"})
     )
-    assert play([left] * 4)[-1] == (
-        (0, -1.0, False, True, {"is_success": False, "end": "horizon"})
-    )
+    assert play([left] * 4)[-1] == ((0, -1.0, False, True, {"is_success": False, "end": "horizon"}))
     # The goal at the horizon's last step terminates, and does not truncate.
     assert play([left, down, right, right])[-1][2:] == (
         (True, False, {"is_success": True, "end": "goal"})
@@ -233,7 +244,7 @@ def test_matrix_and_rewards_equal_the_table(slip: float) -> None:
                 rewards[state, action] += probability * reward
     np.testing.assert_allclose(env.transition_matrix().toarray(), dense, atol=1e-15)
     np.testing.assert_allclose(env.reward_table(), rewards, atol=1e-12)
-    totals = env.transition_matrix().sum(axis=1).reshape(16, 4)
+    totals: np.ndarray = env.transition_matrix().sum(axis=1).reshape(16, 4)
     np.testing.assert_allclose(totals, np.repeat(~env.terminal[:, None], 4, 1), atol=1e-15)
 
 

@@ -11,7 +11,7 @@ from awsgd_rl import plots
 from awsgd_rl.plots import PolicyPanel
 from awsgd_rl.statistics import Band, mean_band
 
-TRIALS = np.linspace(100, 1000, 10)
+EPISODES = np.linspace(100, 1000, 10)
 
 
 def band(height, width=0.05):
@@ -26,12 +26,13 @@ def panel(states=12, title="P"):
 
 
 def lines(figure):
-    return [line for line in figure.axes[0].lines if len(line.get_xdata()) == 10]
+    """Return the curves themselves, without the edges of their bands."""
+    return [line for line in figure.axes[0].lines if line.get_alpha() is None]
 
 
 def test_learning_curves_draw_what_is_given():
     curves = {"ours": band(0.9), "theirs": band(0.4)}
-    figure = plots.learning_curves(TRIALS, curves, title="Title", subtitle="About")
+    figure = plots.learning_curves(EPISODES, curves, title="Title", subtitle="About")
     axes = figure.axes[0]
     assert [line.get_ydata()[0] for line in lines(figure)] == [0.9, 0.4]
     assert [line.get_color() for line in lines(figure)] == list(plots.PALETTE[:2])
@@ -43,15 +44,17 @@ def test_learning_curves_draw_what_is_given():
 
 def test_bands_that_are_unknown_are_left_out():
     one_run = {"ours": mean_band(np.full((1, 10), 0.5))}
-    figure = plots.learning_curves(TRIALS, one_run)
+    figure = plots.learning_curves(EPISODES, one_run)
     (drawn,) = figure.axes[0].collections
     assert not any(len(path.vertices) for path in drawn.get_paths())
+    assert np.isfinite(lines(figure)[0].get_ydata()).all()
+    figure.canvas.draw()
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 9])
 def test_labels_never_overlap(count):
     curves = {f"algorithm number {k}": band(0.97 + 0.001 * k) for k in range(count)}
-    figure = plots.learning_curves(TRIALS, curves)
+    figure = plots.learning_curves(EPISODES, curves)
     figure.canvas.draw()
     boxes = [text.get_window_extent() for text in figure.axes[0].texts]
     for i, box in enumerate(boxes):
@@ -62,7 +65,7 @@ def test_labels_never_overlap(count):
 
 
 def test_failures_are_drawn_down_to_the_floor():
-    figure = plots.failure_curves(TRIALS, {"ours": band(0.01), "never": band(0.0)}, floor=0.001)
+    figure = plots.failure_curves(EPISODES, {"ours": band(0.01), "never": band(0.0)}, floor=0.001)
     axes = figure.axes[0]
     assert axes.get_yscale() == "log"
     assert axes.get_ylim() == (0.001, 1.0)
@@ -71,7 +74,8 @@ def test_failures_are_drawn_down_to_the_floor():
 
 
 def test_regret_starts_at_zero():
-    figure = plots.regret_curves(TRIALS, {"ours": band(50.0)})
+    figure = plots.regret_curves(EPISODES, {"ours": band(50.0)}, total=1050)
+    assert figure.axes[0].get_xlim() == (0.0, 1050.0)
     assert figure.axes[0].get_ylim()[0] == 0.0
 
 
@@ -115,7 +119,7 @@ def test_figures_are_the_same_file_every_time(tmp_path):
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
-    figure = plots.learning_curves(TRIALS, {"ours": band(0.9)})
+    figure = plots.learning_curves(EPISODES, {"ours": band(0.9)})
     (tmp_path / "curve.png").write_bytes(b"before")
 
     def fail(path, **kwargs):
@@ -146,16 +150,16 @@ def test_no_global_state():
 
 def test_bad_arguments(tmp_path):
     with pytest.raises(ValueError, match="got no curve"):
-        plots.learning_curves(TRIALS, {})
+        plots.learning_curves(EPISODES, {})
     with pytest.raises(ValueError, match="'ours' has 10 points, expected one for each of the 3"):
         plots.regret_curves([1, 2, 3], {"ours": band(0.5)})
     with pytest.raises(ValueError, match="floor must lie inside"):
-        plots.failure_curves(TRIALS, {"ours": band(0.5)}, floor=0.0)
+        plots.failure_curves(EPISODES, {"ours": band(0.5)}, floor=0.0)
     with pytest.raises(ValueError, match="got no panel"):
         plots.policy_maps([], columns=3, start=0, goals=[], traps=[])
     with pytest.raises(ValueError, match="S a multiple of 5"):
         plots.policy_maps([panel()], columns=5, start=0, goals=[], traps=[])
     with pytest.raises(ValueError, match="make it first"):
         plots.save_figure(
-            plots.regret_curves(TRIALS, {"ours": band(1.0)}), tmp_path / "absent", "x"
+            plots.regret_curves(EPISODES, {"ours": band(1.0)}), tmp_path / "absent", "x"
         )

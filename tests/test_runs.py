@@ -68,18 +68,25 @@ def test_a_run_is_not_written_over(tmp_path: Path) -> None:
     before = files(tmp_path)
     with pytest.raises(RunExistsError, match="--overwrite") as error:
         create(tmp_path)
-    assert "--resume" in str(error.value)
+    assert "--resume" not in str(error.value)  # which `train` does not have
     assert isinstance(error.value, ValueError)
     assert isinstance(error.value, FileExistsError)
     assert files(tmp_path) == before
 
 
+def test_the_refusal_names_resume_where_there_is_one(tmp_path: Path) -> None:
+    RunFolder.create(tmp_path, name="compare", config={})
+    with pytest.raises(RunExistsError, match="--resume"):
+        RunFolder.create(tmp_path, name="compare", config={})
+
+
 def test_overwrite_removes_the_old_run_and_nothing_else(tmp_path: Path) -> None:
     folder = create(tmp_path)
     folder.write_results([], {"x": 1.0}, "cpu")
-    (tmp_path / "agent").mkdir()
-    (tmp_path / "agent" / "agent.json").write_text("{}")
-    for name in ["monitor.csv", "curve.png", "events.out.tfevents.1.x", ".a.partial.png"]:
+    for name in ["agent", "tensorboard"]:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text("old")
+    for name in ["monitor.csv", "curve.png", ".a.partial.png"]:
         (tmp_path / name).write_text("old")
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / "data").mkdir()

@@ -141,7 +141,6 @@ class Agent(ABC):
         options: fields of the algorithm's config.
 
     Attributes:
-        config: the options, every default filled in.
         history: what was measured, one entry a batch.
         num_timesteps: steps taken in the environment so far.
         num_episodes: episodes run so far.
@@ -152,10 +151,8 @@ class Agent(ABC):
 
     name: ClassVar[str]
     config_class: ClassVar[type[AgentConfig]]
-    defaults: ClassVar[dict[str, dict[str, Any]]]
-    """Under each policy's name, what its `None` options stand for."""
-
     config: Any
+    """The options, no `None` left where a default depends on the policy."""
 
     def __init__(
         self,
@@ -183,6 +180,11 @@ class Agent(ABC):
         self.num_timesteps = 0
         self.num_episodes = 0
         self._log_dirs = (log_dir, tensorboard_log)
+
+    @classmethod
+    @abstractmethod
+    def defaults(cls, policy: str, config: Any) -> dict[str, Any]:
+        """Return what `None` options stand for, given the policy and the other options."""
 
     @abstractmethod
     def update(self, n: int) -> dict[str, float]:
@@ -322,7 +324,7 @@ class Agent(ABC):
         return spec.id if spec is not None else type(self.env).__name__
 
     @classmethod
-    def check(cls, config: AgentConfig) -> None:
+    def check(cls, config: Any) -> None:
         """Refuse options that are out of range.
 
         Raises:
@@ -337,10 +339,12 @@ class Agent(ABC):
             validation.require_probability(name, getattr(config, name))
         if config.discount == 0:
             raise ValueError("discount is 0, expected a number above 0 and up to 1")
+        if config.reward_scale is not None:
+            validation.require_positive("reward_scale", config.reward_scale)
         validation.require_non_negative("entropy_coefficient", config.entropy_coefficient)
 
     def _resolve(self, config: AgentConfig) -> AgentConfig:
-        defaults = self.defaults[self.policy]
+        defaults = self.defaults(self.policy, config)
         return replace(
             config,
             **{name: value for name, value in defaults.items() if getattr(config, name) is None},
@@ -404,7 +408,7 @@ class Agent(ABC):
         }
 
     def _table(self, which: str) -> NDArray[np.float64]:
-        if not hasattr(self.learner, which):
+        if self.policy != "TablePolicy":
             raise ValueError(f"an agent with {self.policy!r} has no table, only 'TablePolicy' has")
         table: NDArray[np.float64] = getattr(self.learner, which)()
         return table

@@ -16,7 +16,7 @@ The replayed steps have one bias, the truncation at `ratio_clip` (none at infini
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -51,25 +51,28 @@ class AWSGD(Agent):
 
     name = "awsgd"
     config_class = AWSGDConfig
-    config: AWSGDConfig
-    defaults: ClassVar[dict[str, dict[str, Any]]] = {
-        "TablePolicy": {
-            "batch_size": 20,
-            "updates": 16,
-            "learning_rate": 4.0,
-            "discount": 0.999,
-            "memory": 1000,
-            "exploration_share": 0.0,
-        },
-        "MlpPolicy": {
+
+    @classmethod
+    def defaults(cls, policy: str, config: Any) -> dict[str, Any]:
+        """Return what `None` options stand for."""
+        share = 0.5 if config.variant == "mixture" else 0.0
+        if policy == "TablePolicy":
+            return {
+                "batch_size": 20,
+                "updates": 16,
+                "learning_rate": 4.0,
+                "discount": 0.999,
+                "memory": 1000,
+                "exploration_share": share,
+            }
+        return {
             "batch_size": 8,
             "updates": 8,
             "learning_rate": 3e-3,
             "discount": 0.99,
             "memory": 64,
-            "exploration_share": 0.0,
-        },
-    }
+            "exploration_share": share,
+        }
 
     def __init__(self, policy: str, env: Any, **arguments: Any) -> None:
         super().__init__(policy, env, **arguments)
@@ -81,18 +84,19 @@ class AWSGD(Agent):
     @property
     def exploration_share(self) -> float:
         """Share of each batch that Q_τ draws."""
-        return 1.0 if self.config.variant == "paper" else self.config.exploration_share
+        share: float = self.config.exploration_share
+        return 1.0 if self.config.variant == "paper" else share
 
     @property
     def memory_size(self) -> int:
         """Trajectories that the learner keeps."""
-        return self.config.memory if self.config.variant == "replay" else 0
+        size: int = self.config.memory
+        return size if self.config.variant == "replay" else 0
 
     @classmethod
-    def check(cls, config: AgentConfig) -> None:
+    def check(cls, config: Any) -> None:
         """Refuse options that are out of range."""
         super().check(config)
-        assert isinstance(config, AWSGDConfig)
         validation.require_name("variant", config.variant, ("replay", "mixture", "paper"))
         validation.require_fraction("exploration_share", config.exploration_share)
         validation.require_positive("exploration_learning_rate", config.exploration_learning_rate)
@@ -150,9 +154,9 @@ class AWSGD(Agent):
         learner, clip = self.learner, self.config.ratio_clip
         draw = self.table.draw(n * updates, generator=self.generator)
         log_uniform = torch.full_like(draw.log_q, -math.log(self.table.filled))
-        memory_weights = importance_weights(log_uniform, draw.log_q).split(n)
+        memory_weights = importance_weights(log_uniform, draw.log_q).reshape(updates, n)
         scores = []
-        for items, weights in zip(draw.items.split(n), memory_weights, strict=True):
+        for items, weights in zip(draw.items.reshape(updates, n), memory_weights, strict=True):
             past = learner.recall(items)
             if learner.ratio == "step":
                 scores.append(learner.signal(past, clip))

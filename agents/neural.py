@@ -15,22 +15,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from awsgd_rl.agents.networks import (
-    Body,
-    Kind,
-    ObservationNormaliser,
-    Policy,
-    ValueFunction,
-    check_spaces,
-    make_policy,
-)
-from awsgd_rl.agents.rollout import (
-    Environment,
-    Episode,
-    EpisodeCollector,
-    Trajectories,
-    make_vector_env,
-)
+from awsgd_rl.agents.module_state import flatten_state, restore_state
+from awsgd_rl.agents.networks import Body, Kind, ObservationNormaliser, ValueFunction
+from awsgd_rl.agents.policy_networks import Policy, make_policy
+from awsgd_rl.agents.rollout import Environment, EpisodeCollector, make_vector_env
+from awsgd_rl.agents.spaces import Units
+from awsgd_rl.agents.trajectories import Trajectories, TrajectoryMemory, pad_episodes
 from awsgd_rl.estimators import vtrace
 
 T = TypeVar("T")
@@ -47,7 +37,7 @@ class NeuralLearner:
         learning_rate: Step size of w. None: 3e-3 for an mlp, 1 for a table.
         optimizer: Name of a class in `torch.optim` for w. None: "Adam" for an mlp, "SGD" for a
             table. The optimal proposal of seed 003 is the one for SGD.
-        values_learning_rate: Step size of the state values (Adam). None: 3e-3, table 0.1.
+        values_learning_rate: Step size of the state values (Adam). None: 1e-2, table 0.1.
         values_updates: Optimizer steps that one `fit_values` takes.
         exploration_learning_rate: Step size of tau.
         exploration_optimizer: Name of a class in `torch.optim` for tau. None: as `optimizer`.
@@ -98,7 +88,7 @@ class NeuralLearner:
         learning_rate: float | None = None,
         optimizer: str | None = None,
         values_learning_rate: float | None = None,
-        values_updates: int = 10,
+        values_updates: int = 20,
         exploration_learning_rate: float = 1e-3,
         exploration_optimizer: str | None = None,
         exploration_bound: float | None = 1.0,
@@ -131,7 +121,7 @@ class NeuralLearner:
         if not (math.isfinite(reward_scale) and reward_scale > 0.0):
             raise ValueError(f"reward_scale must be positive, got {reward_scale}")
         learning_rate = _default(learning_rate, 1.0 if table else 3e-3)
-        values_learning_rate = _default(values_learning_rate, 0.1 if table else 3e-3)
+        values_learning_rate = _default(values_learning_rate, 0.1 if table else 1e-2)
         for name, rate in (
             ("learning_rate", learning_rate),
             ("values_learning_rate", values_learning_rate),
@@ -147,7 +137,7 @@ class NeuralLearner:
         self.envs, self.horizon = make_vector_env(env, n_envs, horizon)
         self.observation_space = self.envs.single_observation_space
         self.action_space = self.envs.single_action_space
-        check_spaces(self.observation_space, self.action_space)
+        self.units = Units(self.observation_space, self.action_space)
         self.kind: Kind = kind
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -198,9 +188,7 @@ class NeuralLearner:
                 exploration_optimizer or optimizer, self.exploration, exploration_learning_rate
             ),
         }
-        self._actions = _ActionUnits(self.action_space)
-        self._memory: list[Trajectories | None] = [None] * memory
-        self._write = 0
+        self.memory = TrajectoryMemory(memory)
 
     # -- episodes ---------------------------------------------------------------------------
 
@@ -226,7 +214,11 @@ class NeuralLearner:
             self.normaliser.refresh()
         self._anchor.load_state_dict(self.policy.state_dict())
         explore = np.arange(n_target + n_exploration) >= n_target
-        trajectories = self._pad(self._collector.collect(explore, self._act), explore)
+        episodes = [
+            episode._replace(observations=self.units.observations(episode.observations))
+            for episode in self._collector.collect(explore, self._act)
+        ]
+        trajectories = pad_episodes(episodes, explore, self.discount, self.device)
         with torch.no_grad():
             trajectories.step_log_drawn = torch.where(
                 trajectories.from_target,
@@ -253,98 +245,21 @@ class NeuralLearner:
             chosen = torch.from_numpy(explore).to(self.device).unsqueeze(-1)
             outputs = torch.where(chosen, self.exploration(inputs), self.policy(inputs))
         actions = self.policy.draw(outputs, self._generator).cpu().numpy()
-        return self._actions.to_env(actions), actions
+        return self.units.env_actions(actions), actions
 
     def _observed(self, observations: npt.ArrayLike) -> Tensor:
-        """[N, ...] Observations of the environment as they are stored: float, or states from 0."""
-        array = np.asarray(observations)
-        if isinstance(self.observation_space, gym.spaces.Discrete):
-            array = array.astype(np.int64) - int(self.observation_space.start)
-        else:
-            array = array.astype(np.float32)
-        return torch.from_numpy(array).to(self.device)
+        return torch.from_numpy(self.units.observations(observations)).to(self.device)
 
     def _features(self, observations: Tensor) -> Tensor:
         return observations if self.normaliser is None else self.normaliser(observations)
 
-    def _pad(self, episodes: list[Episode], explore: npt.NDArray[np.bool_]) -> Trajectories:
-        lengths = np.array([len(episode.rewards) for episode in episodes])
-        longest, count = int(lengths.max()), len(episodes)
-        first = episodes[0]
-        observations = np.zeros((longest + 1, count, *first.observations.shape[1:]))
-        actions = np.zeros((longest, count, *first.actions.shape[1:]), first.actions.dtype)
-        rewards = np.zeros((longest, count))
-        for b, (episode, length) in enumerate(zip(episodes, lengths, strict=True)):
-            observations[: length + 1, b] = episode.observations
-            actions[:length, b] = episode.actions
-            rewards[:length, b] = episode.rewards
-        if not (np.isfinite(rewards).all() and np.isfinite(observations).all()):
-            raise ValueError(
-                "the environment gave a reward or an observation that is not finite: "
-                "repair it, nothing can be learned from such an episode"
-            )
-        states = self._observed(observations)
-        mask = np.arange(longest)[:, None] < lengths
-        if not self._box:
-            states[1:][torch.from_numpy(~mask)] = states[1:][torch.from_numpy(~mask)].clamp(min=0)
-        discounts = self.discount ** np.arange(longest)
-
-        def tensor(array: npt.NDArray[Any]) -> Tensor:
-            return torch.from_numpy(array).to(self.device)
-
-        return Trajectories(
-            observations=states,
-            actions=tensor(actions),
-            rewards=tensor(rewards.astype(np.float32)),
-            mask=tensor(mask),
-            step_log_drawn=torch.zeros(longest, count, dtype=torch.float64, device=self.device),
-            terminated=tensor(np.array([episode.terminated for episode in episodes])),
-            lengths=tensor(lengths),
-            returns=tensor(discounts @ rewards),
-            success=tensor(np.array([episode.success for episode in episodes])),
-            from_target=tensor(~explore),
-            log_drawn=torch.zeros(count, dtype=torch.float64, device=self.device),
-        )
-
-    # -- memory -----------------------------------------------------------------------------
-
     def remember(self, trajectories: Trajectories) -> Tensor:
-        """Put trajectories into the ring memory, in place of the oldest.
-
-        Args:
-            trajectories: B trajectories, at most as many as the memory holds.
-
-        Returns:
-            [B] long: the slots that hold them now.
-
-        Raises:
-            ValueError: if they do not fit.
-        """
-        size = len(self._memory)
-        if len(trajectories) > size:
-            raise ValueError(
-                f"{len(trajectories)} trajectories do not fit into a memory of {size}: "
-                "raise `memory` or collect fewer at a time"
-            )
-        slots = [(self._write + b) % size for b in range(len(trajectories))]
-        for slot, row in zip(slots, trajectories.rows(), strict=True):
-            self._memory[slot] = row
-        self._write = (self._write + len(trajectories)) % max(size, 1)
-        return torch.tensor(slots, device=self.device)
+        """Store trajectories in the memory; return their slots (see `TrajectoryMemory`)."""
+        return self.memory.remember(trajectories)
 
     def recall(self, slots: Tensor) -> Trajectories:
-        """The trajectories in slots [B] of the memory (repeats allowed), as they were stored.
-
-        Raises:
-            ValueError: if a slot is empty or not there.
-        """
-        rows = []
-        for slot in slots.tolist():
-            row = self._memory[slot] if 0 <= slot < len(self._memory) else None
-            if row is None:
-                raise ValueError(f"slot {slot} of the memory holds no trajectory")
-            rows.append(row)
-        return Trajectories.stack(rows)
+        """Give back the trajectories of the slots [B] (see `TrajectoryMemory`)."""
+        return self.memory.recall(slots)
 
     # -- probabilities ----------------------------------------------------------------------
 
@@ -580,7 +495,7 @@ class NeuralLearner:
             error = (self.values(inputs) - steps) / self.values.scale
             loss = (shares * error.square()).sum()
             self.optimizers["values"].zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             self.optimizers["values"].step()
             if update == 0:
                 self.metrics["value_loss"] = float(loss.detach())
@@ -635,7 +550,7 @@ class NeuralLearner:
         actions = (
             policy.mode(outputs) if deterministic else policy.draw(outputs, self._predict_generator)
         )
-        chosen = self._actions.to_env(actions.cpu().numpy())
+        chosen = self.units.env_actions(actions.cpu().numpy())
         return np.asarray(chosen[0]) if single else chosen
 
     def close(self) -> None:
@@ -656,17 +571,7 @@ class NeuralLearner:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Flat tensors of networks, moments and optimizers; not the memory, not the episodes."""
-        state = {
-            f"{name}.{key}": value.detach().clone().contiguous()
-            for name, module in self._modules().items()
-            for key, value in module.state_dict().items()
-        }
-        for name, optimizer in self.optimizers.items():
-            for index, entries in optimizer.state_dict()["state"].items():
-                for key, value in entries.items():
-                    if isinstance(value, Tensor):
-                        state[f"{name}_optimizer.{index}.{key}"] = value.detach().clone()
-        return state
+        return flatten_state(self._modules(), self.optimizers)
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take the tensors of `state_dict`.
@@ -674,37 +579,8 @@ class NeuralLearner:
         Raises:
             ValueError: if tensors are missing, left over or of another shape; nothing is changed.
         """
-        expected = {
-            f"{name}.{key}": value
-            for name, module in self._modules().items()
-            for key, value in module.state_dict().items()
-        }
-        networks = {key: value for key, value in state.items() if "_optimizer." not in key}
-        if wrong := sorted(expected.keys() ^ networks.keys()):
-            raise ValueError(
-                f"the saved parameters do not fit this agent: {wrong[0]!r} is on one side only; "
-                "load them into an agent of the same policy, spaces and settings"
-            )
-        for key, value in expected.items():
-            if value.shape != networks[key].shape:
-                raise ValueError(
-                    f"the saved parameters do not fit this agent: {key!r} has shape "
-                    f"{tuple(networks[key].shape)}, expected {tuple(value.shape)}"
-                )
-        for name, module in self._modules().items():
-            start = len(name) + 1
-            module.load_state_dict(
-                {k[start:]: v for k, v in networks.items() if k.startswith(f"{name}.")}
-            )
+        restore_state(state, self._modules(), self.optimizers)
         self._anchor.load_state_dict(self.policy.state_dict())
-        for name, optimizer in self.optimizers.items():
-            entries: dict[int, dict[str, Tensor]] = {}
-            for full, value in state.items():
-                if full.startswith(f"{name}_optimizer."):
-                    _, index, key = full.split(".", 2)
-                    entries.setdefault(int(index), {})[key] = value
-            groups = optimizer.state_dict()["param_groups"]
-            optimizer.load_state_dict({"state": entries, "param_groups": groups})
 
     def policy_table(self) -> npt.NDArray[np.float64]:
         """[S, A] probabilities of P_w, for Discrete observations and actions."""
@@ -731,33 +607,6 @@ class NeuralLearner:
         return {"observation": str(self.observation_space), "action": str(self.action_space)}
 
 
-class _ActionUnits:
-    """Actions between the policy's units and the environment's.
-
-    A policy's Box action is flat, and -1 and 1 are the bounds of a coordinate that has two finite
-    ones; other coordinates are as they are.
-    """
-
-    def __init__(self, space: gym.Space[Any]) -> None:
-        self.space = space
-        if isinstance(space, gym.spaces.Box):
-            low = space.low.astype(np.float64).reshape(-1)
-            high = space.high.astype(np.float64).reshape(-1)
-            bounded = np.isfinite(low) & np.isfinite(high) & (high > low)
-            self.centre = np.where(bounded, (np.where(bounded, low, 0) + high) / 2, 0.0)
-            self.half = np.where(bounded, (high - np.where(bounded, low, 0)) / 2, 1.0)
-            self.low, self.high = low, high
-
-    def to_env(self, actions: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """[N, ...] actions of the environment, within its bounds."""
-        if isinstance(self.space, gym.spaces.Box):
-            scaled = np.clip(self.centre + self.half * actions, self.low, self.high)
-            shaped: npt.NDArray[Any] = scaled.astype(self.space.dtype)
-            return shaped.reshape(len(actions), *self.space.shape)
-        assert isinstance(self.space, gym.spaces.Discrete)
-        return (actions + int(self.space.start)).astype(self.space.dtype)
-
-
 def _default(value: T | None, otherwise: T) -> T:
     return otherwise if value is None else value
 
@@ -766,7 +615,8 @@ def _optimizer(name: str, module: nn.Module, rate: float) -> torch.optim.Optimiz
     cls = getattr(torch.optim, name, None)
     if not (isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)):
         raise ValueError(f"unknown optimizer {name!r}: expected a class of torch.optim, as 'Adam'")
-    return cls(module.parameters(), **{"lr": rate})
+    made: torch.optim.Optimizer = cls(module.parameters(), lr=rate)  # type: ignore[call-arg]
+    return made
 
 
 def _unpack(flat: Tensor, mask: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ seed's weak form: the whole episode's return on each of its actions.
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
@@ -29,11 +29,16 @@ class Reinforce(Agent):
 
     name = "reinforce"
     config_class = ReinforceConfig
-    config: ReinforceConfig
-    defaults: ClassVar[dict[str, dict[str, Any]]] = {
-        "TablePolicy": {"batch_size": 20, "updates": 1, "learning_rate": 4.0, "discount": 0.999},
-        "MlpPolicy": {"batch_size": 8, "updates": 8, "learning_rate": 3e-3, "discount": 0.99},
-    }
+
+    @classmethod
+    def defaults(cls, policy: str, config: Any) -> dict[str, Any]:
+        """Return what `None` options stand for."""
+        if policy == "TablePolicy":
+            updates = 1 if config.updates is None else config.updates
+            # A step that one update a batch bears makes several of them lock into loops.
+            rate = 4.0 if updates == 1 else 2.0
+            return {"batch_size": 20, "updates": updates, "learning_rate": rate, "discount": 0.999}
+        return {"batch_size": 8, "updates": 8, "learning_rate": 3e-3, "discount": 0.99}
 
     def update(self, n: int) -> dict[str, float]:
         """Learn from `n` fresh episodes of the target policy."""

@@ -1,135 +1,22 @@
-"""Whole episodes from Gymnasium vector environments, and the batch of trajectories they become."""
+"""Whole episodes from Gymnasium vector environments."""
 
 import copy
 import importlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
-import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
-from torch import Tensor
+
+from awsgd_rl.agents.trajectories import Episode
 
 AnyVectorEnv = VectorEnv[Any, Any, Any]
 Environment = str | gym.Env[Any, Any] | AnyVectorEnv
 
 # (observations [n, ...], explore [n] bool) -> actions for the env [n, ...], actions to store.
 Act = Callable[[npt.NDArray[Any], npt.NDArray[np.bool_]], tuple[npt.NDArray[Any], npt.NDArray[Any]]]
-
-
-class Episode(NamedTuple):
-    """One whole episode of L steps.
-
-    Attributes:
-        observations: [L + 1, ...] Raw observations; the last one is the final observation.
-        actions: [L, ...] Actions in the policy's units.
-        rewards: [L] Rewards as the environment gave them.
-        terminated: Whether the environment ended it; False if it was cut off (truncated).
-        success: `info["is_success"]` of the last step as 0 or 1, nan if there was none.
-    """
-
-    observations: npt.NDArray[Any]
-    actions: npt.NDArray[Any]
-    rewards: npt.NDArray[np.float64]
-    terminated: bool
-    success: float
-
-
-@dataclass
-class Trajectories:
-    """B whole episodes, padded to the longest, T steps.
-
-    Attributes:
-        observations: [T + 1, B, ...] Raw observations (long [T + 1, B] if Discrete), the final
-            one at row `lengths[b]`; zero beyond.
-        actions: [T, B] long, or [T, B, A] float in the policy's units.
-        rewards: [T, B] Rewards as the environment gave them; zero beyond the end.
-        mask: [T, B] True at the steps that happened.
-        step_log_drawn: [T, B] Log-probability of each action under the policy that drew it.
-        terminated: [B] True if the environment ended the episode, False if it was truncated.
-        lengths: [B] Steps, long.
-        returns: [B] Discounted sums of rewards, float64.
-        success: [B] 1 or 0, nan if unknown, float64.
-        from_target: [B] True if P_w drew it, False if Q_tau did.
-        log_drawn: [B] Log-density that the trajectory was drawn with, float64. It starts as that
-            of the policy that drew it; an agent whose density is another (a mixture) replaces it.
-    """
-
-    observations: Tensor
-    actions: Tensor
-    rewards: Tensor
-    mask: Tensor
-    step_log_drawn: Tensor
-    terminated: Tensor
-    lengths: Tensor
-    returns: Tensor
-    success: Tensor
-    from_target: Tensor
-    log_drawn: Tensor
-
-    def __len__(self) -> int:
-        return self.lengths.shape[0]
-
-    @property
-    def truncated(self) -> Tensor:
-        """[B] True if the episode was cut off rather than ended."""
-        return ~self.terminated
-
-    @property
-    def raw_returns(self) -> Tensor:
-        """[B] Undiscounted sums of rewards, float64: SB3's episode reward."""
-        return self.rewards.sum(0, dtype=torch.float64)
-
-    @property
-    def visited(self) -> Tensor:
-        """[T + 1, B] True at observations that happened, the final ones included."""
-        steps = torch.arange(self.observations.shape[0], device=self.lengths.device)
-        return steps.unsqueeze(1) <= self.lengths
-
-    def rows(self) -> list["Trajectories"]:
-        """The B trajectories one by one, without padding, in memory of their own."""
-        return [
-            Trajectories(
-                **{
-                    field.name: getattr(self, field.name)[
-                        : length + (field.name == "observations"), b : b + 1
-                    ].clone()
-                    if field.name in _STEPWISE
-                    else getattr(self, field.name)[b : b + 1].clone()
-                    for field in fields(self)
-                }
-            )
-            for b, length in enumerate(self.lengths.tolist())
-        ]
-
-    @staticmethod
-    def stack(rows: Sequence["Trajectories"]) -> "Trajectories":
-        """Join batches (of any size) into one padded batch.
-
-        Args:
-            rows: Batches, at least one.
-        """
-        joined = {}
-        for field in fields(Trajectories):
-            parts = [getattr(row, field.name) for row in rows]
-            if field.name in _STEPWISE:
-                longest = max(part.shape[0] for part in parts)
-                width = sum(part.shape[1] for part in parts)
-                padded = parts[0].new_zeros((longest, width, *parts[0].shape[2:]))
-                column = 0
-                for part in parts:
-                    padded[: part.shape[0], column : column + part.shape[1]] = part
-                    column += part.shape[1]
-                joined[field.name] = padded
-            else:
-                joined[field.name] = torch.cat(parts)
-        return Trajectories(**joined)
-
-
-_STEPWISE = frozenset({"observations", "actions", "rewards", "mask", "step_log_drawn"})
 
 
 def make_vector_env(env: Environment, n_envs: int, horizon: int | None) -> tuple[AnyVectorEnv, int]:

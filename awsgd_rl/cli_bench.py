@@ -9,16 +9,8 @@ from typing import Annotated, Any, Final
 
 from tyro.conf import Positional, arg
 
-from awsgd_rl.cli_common import (
-    Output,
-    RunOptions,
-    UsageError,
-    bad_usage,
-    format_number,
-    parse,
-    run_folder,
-    summary_rows,
-)
+from awsgd_rl.cli_common import RunOptions, UsageError, bad_usage, parse, run_folder
+from awsgd_rl.cli_output import Output, format_number, summary_rows
 from awsgd_rl.validation import require_name
 
 _MOST_COLUMNS: Final = 8

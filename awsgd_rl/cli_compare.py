@@ -15,16 +15,10 @@ from awsgd_rl.benchmarks.compare import (
     compare,
     write_figures,
 )
-from awsgd_rl.benchmarks.trial import ALGORITHMS, Trial
-from awsgd_rl.cli_common import (
-    Output,
-    RunOptions,
-    UsageError,
-    format_interval,
-    parse,
-    run_folder,
-)
-from awsgd_rl.runs import RunFolder, read_config
+from awsgd_rl.benchmarks.trial import Trial
+from awsgd_rl.cli_common import RunOptions, UsageError, parse, run_folder
+from awsgd_rl.cli_output import Output, format_interval, format_number
+from awsgd_rl.runs import RESULTS_FILE, RunFolder, read_config
 
 DESCRIPTION = """Let agents learn side by side on the same maps, and compare their failures.
 
@@ -68,9 +62,11 @@ def main(argv: Sequence[str]) -> None:
     finished: list[Trial] = []
     with run_folder(options, "compare", resume=resume) as start:
         if resume:
-            assert options.out is not None  # `run_folder` has checked it
-            config = _stored_config(options.out, config)
-            finished = _stored_trials(options.out, config)
+            config = _stored_config(start.path, config)
+            if (start.path / RESULTS_FILE).exists():
+                out.line(f"{start.path} is finished: nothing is left to do")
+                return
+            finished = _stored_trials(start.path, config)
         config.make_env(config.seed).close()
         folder = start(dataclasses.asdict(config))
     comparison = _compare(config, folder, finished, out)
@@ -112,22 +108,22 @@ def _print(out: Output, comparison: Comparison, summary: dict[str, float]) -> No
     config, metric = comparison.config, comparison.metric
     rows = [
         [
-            ALGORITHMS[algorithm].title,
+            algorithm,
             format_interval(summary, f"{algorithm}.{metric}_mean"),
             format_interval(summary, f"{algorithm}.{metric}_final"),
-            format_interval(summary, f"{algorithm}.steps_mean"),
+            format_number(summary[f"{algorithm}.steps_mean"] / 1e6),
         ]
         for algorithm in config.algos
     ]
     count = f"{config.maps} {'maps' if config.env is None else 'seeds'}"
     out.table(
         f"{config.task}: {count}, {config.episodes:,} episodes each, 95 % intervals",
-        ["algorithm", f"{metric}, all episodes", f"{metric}, at the end", "steps taken"],
+        ["", f"{metric}, all episodes", f"{metric}, at the end", "steps / 10⁶"],
         rows,
     )
     for name, text in (
-        ("failure_ratio", "failures of on-policy (one update a batch) / failures of AW-SGD"),
-        ("failure_ratio_equal_updates", "failures of on-policy (equal updates) / of AW-SGD"),
+        ("failure_ratio", "failures of reinforce / failures of awsgd"),
+        ("failure_ratio_equal_updates", "failures of reinforce-equal / failures of awsgd"),
     ):
         if name in summary:
             out.line(f"{text}: {format_interval(summary, name)}")

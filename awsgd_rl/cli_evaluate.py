@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import Annotated, Any, Final, Literal
 import numpy as np
 from tyro.conf import Positional, arg
 
-from awsgd_rl.cli_common import Output, RunOptions, UsageError, parse, run_folder, summary_rows
+from awsgd_rl.cli_common import RunOptions, UsageError, parse, run_folder
 from awsgd_rl.cli_environment import choose_device, make_env, run_episodes, summarise
+from awsgd_rl.cli_output import Output, summary_rows
 from awsgd_rl.validation import require_integer, require_name
 
 _MOST_FRAMES: Final = 1000
@@ -54,6 +56,9 @@ def main(argv: Sequence[str]) -> None:
     asked, options = parse("evaluate", argv, DESCRIPTION, EvaluateOptions, RunOptions)
     episodes = (3 if asked.render == "human" else 100) if asked.episodes is None else asked.episodes
     out = Output(quiet=options.quiet)
+    if asked.render == "gif":
+        # Without this, pygame looks for a screen that it does not need, and complains.
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     with run_folder(options, "evaluate") as start:
         require_integer("--episodes", episodes)
         require_integer("--seed", asked.seed, minimum=0)

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from awsgd_rl.cli_common import Output, parse
+from awsgd_rl.cli_common import parse
+from awsgd_rl.cli_output import Output
 
 DESCRIPTION = """Show environments, presets, algorithms and benches, each with a line.
 

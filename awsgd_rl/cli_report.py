@@ -8,7 +8,8 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from awsgd_rl.cli_common import Output, UsageError, bad_usage, parse
+from awsgd_rl.cli_common import UsageError, bad_usage, parse
+from awsgd_rl.cli_output import Output
 
 DESCRIPTION = """Write one HTML page with the figures, tables and settings of runs.
 

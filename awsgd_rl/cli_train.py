@@ -15,15 +15,7 @@ import numpy as np
 from tyro.conf import arg
 
 from awsgd_rl.agents import ALGORITHMS, make_agent
-from awsgd_rl.cli_common import (
-    Output,
-    RunOptions,
-    UsageError,
-    bad_usage,
-    parse,
-    run_folder,
-    summary_rows,
-)
+from awsgd_rl.cli_common import RunOptions, UsageError, bad_usage, parse, run_folder
 from awsgd_rl.cli_environment import (
     Episodes,
     choose_device,
@@ -33,6 +25,7 @@ from awsgd_rl.cli_environment import (
     run_episodes,
     summarise,
 )
+from awsgd_rl.cli_output import Output, summary_rows
 from awsgd_rl.validation import require_integer, require_name
 
 POLICIES: Final = ("TablePolicy", "MlpPolicy")
@@ -208,7 +201,8 @@ def _learn(agent: Any, total: dict[str, int], out: Output) -> bool:
             for quantity in ("success", "return"):
                 recent = [value for value in history[quantity][-20:] if np.isfinite(value)]
                 if recent:
-                    update(history[unit][-1], f"{quantity} {np.mean(recent):.3f}")
+                    done = min(history[unit][-1], count)  # the last batch may be past it
+                    update(done, f"{quantity} {np.mean(recent):.3f}")
                     break
             return not stopped.is_set()
 

@@ -99,7 +99,7 @@ def failure_curves(
     curves: Mapping[str, Band],
     *,
     floor: float,
-    title: str = "Failure probability of the target policy, log scale",
+    title: str = "Failure probability of the target policy while it learns",
     subtitle: str = "",
     total: float | None = None,
 ) -> Figure:
@@ -121,7 +121,9 @@ def failure_curves(
     clipped = {
         label: Band(*(np.clip(part, floor, 1.0) for part in band)) for label, band in curves.items()
     }
-    figure, axes = _curves(episodes, clipped, title, subtitle, "failure probability", total)
+    figure, axes = _curves(
+        episodes, clipped, title, subtitle, "failure probability, log scale", total
+    )
     axes.set_yscale("log")
     axes.set_ylim(floor, 1.0)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
@@ -149,10 +151,24 @@ def regret_curves(
     Raises:
         ValueError: if there is no curve, or one does not have K points.
     """
-    figure, axes = _curves(episodes, curves, title, subtitle, "episodes failed so far", total)
-    axes.set_ylim(bottom=0.0)
+    lowest = min((float(np.min(band.estimate)) for band in curves.values()), default=1.0)
+    floor = max(0.5, 0.5 * lowest)
+    clipped = {
+        label: Band(*(np.maximum(part, floor) for part in band)) for label, band in curves.items()
+    }
+    figure, axes = _curves(
+        episodes, clipped, title, subtitle, "episodes failed so far, log scale", total
+    )
+    # On a linear axis of time a curve that has become level is seen to have done so early.
+    axes.set_xscale("linear")
+    axes.set_xlim(left=0.0)
+    axes.set_xlabel("episodes learned from")
+    axes.xaxis.set_major_locator(MaxNLocator(4))
+    axes.xaxis.set_major_formatter(FuncFormatter(_thousands))
+    axes.set_yscale("log")
+    axes.set_ylim(bottom=floor)
     axes.yaxis.set_major_formatter(FuncFormatter(_thousands))
-    _label_ends(axes, curves)
+    _label_ends(axes, clipped)
     return figure
 
 
@@ -265,9 +281,10 @@ def _curves(
             for edge in (band.low, band.high):  # areas on top of each other are told apart by it
                 axes.plot(points, edge, color=color, alpha=0.45, linewidth=0.7, zorder=order + 10)
             axes.plot(points, band.estimate, color=color, linewidth=1.8, zorder=order + 20)
-        axes.set_xlim(0.0, float(points[-1]) if total is None else total)
-        axes.set_xlabel("episodes learned from")
-        axes.xaxis.set_major_locator(MaxNLocator(4))
+        # Most is learned in the first episodes: a log scale gives them room.
+        axes.set_xscale("log")
+        axes.set_xlim(float(points[0]), float(points[-1]) if total is None else total)
+        axes.set_xlabel("episodes learned from, log scale")
         axes.set_ylabel(ylabel)
         axes.xaxis.set_major_formatter(FuncFormatter(_thousands))
         axes.grid(axis="y", color="#E4E4E4", linewidth=0.8)
@@ -288,7 +305,8 @@ def _label_ends(axes: Axes, curves: Mapping[str, Band]) -> None:
     at = axes.transAxes.inverted().transform(axes.transData.transform(ends))[:, 1]
     labels = ["\n".join(textwrap.wrap(label, 20)) for label in curves]
     heights = np.array([0.058 * (1 + label.count("\n")) for label in labels])
-    order = np.argsort(at, kind="stable")
+    # Of curves that end together the first is labelled highest.
+    order = np.lexsort((-np.arange(len(at)), np.round(at, 2)))
     places = _spread(np.clip(at[order], 0.0, 1.0), heights[order])
     for place, k in zip(places, order, strict=True):
         axes.text(

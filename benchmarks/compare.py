@@ -27,9 +27,6 @@ if TYPE_CHECKING:
 
 FloatArray = NDArray[np.float64]
 
-COARSE = 4
-"""Bins of a learning curve in one point on a log scale."""
-
 
 @dataclass(frozen=True)
 class CompareConfig:
@@ -290,13 +287,15 @@ def write_figures(comparison: Comparison, folder: str | Path) -> list[Path]:
         )
         return plots.save_figure(figure, folder, "learning")
     failures = {title: 1 - curve for title, curve in curves.items()}
-    # A log scale shows the noise of rare failures: fewer, wider bins, of `COARSE` each.
-    coarse = {
-        title: mean_band(curve.reshape(len(curve), -1, COARSE).mean(-1), bounds=(0, 1))
+    # The rarer failures are, the more episodes it takes to see them: wider and wider bins.
+    starts = np.unique(np.geomspace(1, BINS, 24, endpoint=False).astype(int)) - 1
+    sizes = np.diff(starts, append=BINS)
+    pooled = {
+        title: mean_band(np.add.reduceat(curve, starts, axis=1) / sizes, bounds=(0, 1))
         for title, curve in failures.items()
     }
-    # Half a failure in all episodes of a bin: what is below is drawn as none.
-    floor = min(0.1, 0.5 / (config.maps * width * COARSE))
+    # Half a failure in all episodes of the last bin: what is below is drawn as none.
+    floor = min(0.1, 0.5 / (config.maps * width * sizes[-1]))
     failed = {
         title: mean_band(width * curve.cumsum(axis=1), bounds=(0, np.inf))
         for title, curve in failures.items()
@@ -308,7 +307,7 @@ def write_figures(comparison: Comparison, folder: str | Path) -> list[Path]:
             **common,
         ),
         "failures": plots.failure_curves(
-            middles.reshape(-1, COARSE).mean(-1), coarse, floor=floor, **common
+            width * (starts + sizes / 2), pooled, floor=floor, **common
         ),
         "regret": plots.regret_curves(middles + width / 2, failed, **common),
     }

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
@@ -35,26 +34,19 @@ class Algorithm(NamedTuple):
         agent: the class in `awsgd_rl.agents`.
         settings: its settings, where they are not the defaults.
         title: how figures and tables call it.
-        table_settings: more of its settings, for table policies.
     """
 
     agent: str
     settings: Mapping[str, Any]
     title: str
-    table_settings: Mapping[str, Any] = MappingProxyType({})
 
 
 ALGORITHMS: dict[str, Algorithm] = {
     "awsgd": Algorithm("AWSGD", {}, "AW-SGD"),
-    "awsgd-mixture": Algorithm(
-        "AWSGD", {"variant": "mixture", "exploration_share": 0.5}, "AW-SGD, mixture"
-    ),
+    "awsgd-mixture": Algorithm("AWSGD", {"variant": "mixture"}, "AW-SGD, mixture"),
     "awsgd-paper": Algorithm("AWSGD", {"variant": "paper"}, "AW-SGD, Algorithm 2"),
     "reinforce": Algorithm("Reinforce", {"updates": 1}, "on-policy, one update a batch"),
-    # At the step size that is best with one update a batch, some runs of these get stuck.
-    "reinforce-equal": Algorithm(
-        "Reinforce", {}, "on-policy, as many updates a batch", {"learning_rate": 2.0}
-    ),
+    "reinforce-equal": Algorithm("Reinforce", {}, "on-policy, as many updates a batch"),
     "a2c": Algorithm("StableBaselines", {}, "A2C (SB3)"),
     "ppo": Algorithm("StableBaselines", {}, "PPO (SB3)"),
     "dqn": Algorithm("StableBaselines", {}, "DQN (SB3)"),
@@ -234,12 +226,10 @@ def make_agent(task: Task, env: "gym.Env[Any, Any]") -> Any:
     )
     policy = "TablePolicy" if discrete else "MlpPolicy"
     settings = dict(algorithm.settings)
-    if policy == "TablePolicy":
-        settings.update(algorithm.table_settings)
     if task.config.regime == "paper":
         settings.update(PAPER_REGIME)
     if task.algorithm == "reinforce-equal":
-        settings["updates"] = agents.AWSGD.defaults[policy]["updates"]
+        settings["updates"] = agents.AWSGD.defaults(policy, agents.AWSGDConfig())["updates"]
     agent_class = getattr(agents, algorithm.agent)
     return agent_class(
         policy,

@@ -65,7 +65,7 @@ def test_predict_save_load_and_sb3s_evaluation(agent_class, policy, env, tmp_pat
     assert state is None
     assert all(made.action_space.contains(action) for action in expected)
     single, _ = agent.predict(observations[0], deterministic=True)
-    np.testing.assert_array_equal(single, expected[0])
+    np.testing.assert_allclose(single, expected[0], rtol=1e-5)  # another shape, another rounding
     agent.save(tmp_path / "agent")
     assert sorted(f.name for f in (tmp_path / "agent").iterdir()) == [
         "agent.json",
@@ -148,7 +148,7 @@ def test_wrong_options_are_refused_in_one_line(agent_class, options, message):
 )
 def test_a_policy_that_does_not_fit_is_refused(policy, env, message):
     with pytest.raises(ValueError, match=message):
-        Reinforce(policy, gym.make(env))
+        Reinforce(policy, gym.make(env), horizon=100)
 
 
 def test_unknown_algorithms_are_refused_with_the_nearest_name():

@@ -18,7 +18,8 @@ from gymnasium import spaces
 
 from awsgd_rl import cli, cli_bench, cli_compare
 from awsgd_rl.benchmarks.compare import compare
-from awsgd_rl.cli_common import _one_line_of_tyro, format_interval, format_number
+from awsgd_rl.cli_common import _one_line_of_tyro
+from awsgd_rl.cli_output import format_interval, format_number
 from awsgd_rl.report import command_line
 from awsgd_rl.runs import RunFolder, read_config, read_results
 
@@ -457,9 +458,12 @@ def test_evaluate_one_episode_without_draws(awsgd: Command, trained: Path) -> No
     assert read_results("a")["summary"]["mean_return_low"] is None
 
 
-def test_evaluate_draws_an_episode(awsgd: Command, trained: Path) -> None:
+def test_evaluate_draws_an_episode(
+    awsgd: Command, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from PIL import Image
 
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
     run = awsgd("evaluate", trained, "--episodes", "2", "--render", "gif", "--out", "a")
     assert run.status == 0
     assert "wrote a/episode.gif" in run.out
@@ -523,7 +527,7 @@ def test_compare(awsgd: Command) -> None:
     assert results["config"]["episodes"] == 20
     assert Path("run/learning.png").exists()
     assert not Path("run/trials").exists()
-    for text in ("AW-SGD", "on-policy", "wrote run/results.json"):
+    for text in ("awsgd ", "reinforce ", "failures of", "wrote run/results.json"):
         assert text in run.out
     assert not CONTROL.search(run.out)
 
@@ -563,6 +567,11 @@ def test_compare_goes_on_after_an_interruption(
     assert without_seconds(resumed["rows"]) == without_seconds(whole["rows"])
     assert resumed["summary"] == whole["summary"]
     assert not Path("run/trials").exists()
+    before = tree(Path("run"))
+    run = awsgd("compare", "--out", "run", "--resume")
+    assert run.status == 0
+    assert "finished" in run.out
+    assert tree(Path("run")) == before
 
 
 def test_resume_needs_a_comparison(awsgd: Command) -> None:
@@ -665,3 +674,4 @@ def test_format_interval() -> None:
     summary = {"x": 0.5, "x_low": 0.25, "x_high": None, "y": 2}
     assert format_interval(summary, "x") == "0.500 [0.250, -]"
     assert format_interval(summary, "y") == "2"
+    assert format_interval(summary, "z") == "-"

@@ -3,10 +3,11 @@ import math
 
 import numpy as np
 import pytest
-from awsgd_rl.agents.logging import RunLogger
 from stable_baselines3.common.monitor import load_results
 from stable_baselines3.common.results_plotter import ts2xy
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from awsgd_rl.agents.logging import RunLogger
 
 NAN = math.nan
 
@@ -46,16 +47,16 @@ def test_every_row_is_on_disk_when_the_call_returns(tmp_path):
 
 
 def test_an_exception_closes_the_files_and_loses_nothing(tmp_path):
-    with (
-        pytest.raises(RuntimeError, match="stop"),
-        RunLogger(tmp_path, tmp_path / "board") as logger,
-    ):
-        logger.episodes([1.0], [2], [NAN])
-        logger.scalars(2)
-        raise RuntimeError("stop")
+    def run():
+        with RunLogger(tmp_path, tmp_path / "board") as logger:
+            logger.episodes([1.0], [2], [NAN])
+            logger.scalars(2)
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        run()
     assert len(load_results(str(tmp_path))) == 1
     assert scalars_of(tmp_path / "board" / "run_1")["rollout/ep_rew_mean"] == [(2, 1.0)]
-    logger.close()
 
 
 def test_evaluations_file_has_the_arrays_of_sb3s_callback(tmp_path):

@@ -2,14 +2,11 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from awsgd_rl.agents.networks import (
-    Body,
-    ObservationNormaliser,
-    ValueFunction,
-    check_spaces,
-    make_policy,
-)
 from torch.distributions import Categorical, Independent, Normal, kl_divergence
+
+from awsgd_rl.agents.networks import Body, ObservationNormaliser, ValueFunction
+from awsgd_rl.agents.policy_networks import make_policy
+from awsgd_rl.agents.spaces import check_spaces
 
 BOX = gym.spaces.Box(-1.0, 1.0, (3,))
 STATES = gym.spaces.Discrete(5)

@@ -37,7 +37,7 @@ def test_learning_curves_draw_what_is_given():
     assert [line.get_ydata()[0] for line in lines(figure)] == [0.9, 0.4]
     assert [line.get_color() for line in lines(figure)] == list(plots.PALETTE[:2])
     assert axes.get_ylim() == (0.0, 1.0)
-    assert axes.get_xlim() == (0.0, 1000.0)
+    assert axes.get_xlim() == (100.0, 1000.0)
     assert [text.get_text() for text in axes.texts] == ["theirs", "ours"]
     assert {text.get_text() for text in figure.texts} == {"Title", "About"}
 
@@ -73,10 +73,16 @@ def test_failures_are_drawn_down_to_the_floor():
     figure.canvas.draw()
 
 
-def test_regret_starts_at_zero():
-    figure = plots.regret_curves(EPISODES, {"ours": band(50.0)}, total=1050)
-    assert figure.axes[0].get_xlim() == (0.0, 1050.0)
-    assert figure.axes[0].get_ylim()[0] == 0.0
+def test_regret_is_drawn_down_to_the_floor():
+    nothing = Band(np.full(10, 20.0), np.zeros(10), np.full(10, 40.0))
+    figure = plots.regret_curves(EPISODES, {"ours": band(50.0), "other": nothing}, total=1050)
+    axes = figure.axes[0]
+    assert axes.get_xlim() == (0.0, 1050.0)
+    assert axes.get_ylim()[0] == 10.0
+    assert [line.get_ydata()[0] for line in lines(figure)] == [50.0, 20.0]
+    figure.canvas.draw()
+    never = Band(*np.zeros((3, 10)))
+    plots.regret_curves(EPISODES, {"ours": never}).canvas.draw()
 
 
 def test_policy_maps_draw_moves_and_marks():

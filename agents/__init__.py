@@ -19,6 +19,7 @@ if __name__ != "awsgd_rl.agents":
 if TYPE_CHECKING:
     from awsgd_rl.agents.agent import Agent
     from awsgd_rl.agents.awsgd import AWSGD, AWSGDConfig
+    from awsgd_rl.agents.config import AgentConfig
     from awsgd_rl.agents.reinforce import Reinforce, ReinforceConfig
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "AWSGD",
     "AWSGDConfig",
     "Agent",
+    "AgentConfig",
     "Algorithm",
     "Reinforce",
     "ReinforceConfig",
@@ -92,6 +94,7 @@ _HOME = {
     "AWSGD": "awsgd",
     "AWSGDConfig": "awsgd",
     "Agent": "agent",
+    "AgentConfig": "config",
     "Reinforce": "reinforce",
     "ReinforceConfig": "reinforce",
 }
@@ -116,8 +119,10 @@ def make_agent(name: str, policy: str, env: Any, seed: int | None = None, **opti
     return entry.agent_class(policy, env, seed=seed, **options)
 
 
-def load_agent(path: str | Path, env: Any = None, device: str = "auto") -> Any:
-    """Load a saved agent of ours, whatever its algorithm.
+def load_agent(
+    path: str | Path, env: Any = None, device: str = "auto", seed: int | None = None
+) -> Any:
+    """Load a saved agent, whatever its algorithm; arguments as `Agent.load`.
 
     Raises:
         ValueError: if there is none, or it is damaged.
@@ -126,7 +131,7 @@ def load_agent(path: str | Path, env: Any = None, device: str = "auto") -> Any:
 
     name = read_checkpoint(Path(path))[0]["algorithm"]
     entry = ALGORITHMS[require_name("algorithm", name, ALGORITHMS)]
-    return entry.agent_class.load(path, env=env, device=device)
+    return entry.agent_class.load(path, env=env, device=device, seed=seed)
 
 
 def __getattr__(name: str) -> Any:

@@ -4,12 +4,11 @@ An algorithm (`reinforce.py`, `awsgd.py`) is a page that says what one batch doe
 (`tabular.py`, `neural.py`) is a policy class with everything that an algorithm asks of it.
 """
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Self
 
 import gymnasium as gym
 import numpy as np
@@ -19,108 +18,19 @@ from torch import Tensor
 
 from awsgd_rl import diagnostics, validation
 from awsgd_rl._version import __version__
-from awsgd_rl.agents.checkpoint import read_checkpoint, write_checkpoint
+from awsgd_rl.agents.checkpoint import (
+    describe_env,
+    make_described_env,
+    read_checkpoint,
+    write_checkpoint,
+)
+from awsgd_rl.agents.config import AgentConfig, check_common
+from awsgd_rl.agents.learner import Learner, make_learner
 from awsgd_rl.agents.logging import RunLogger
 from awsgd_rl.agents.progress import track
 from awsgd_rl.weights import effective_sample_size
 
 POLICIES = ("TablePolicy", "MlpPolicy")
-
-
-@dataclass(frozen=True)
-class AgentConfig:
-    """Options of every agent. `None` stands for a default that depends on the policy."""
-
-    batch_size: int | None = None
-    """Episodes a batch. Default: 20 with tables, 8 with networks."""
-    updates: int | None = None
-    """Gradient steps a batch. Default: depends on algorithm and policy."""
-    learning_rate: float | None = None
-    """Step size ρ of the target policy. Default: depends on algorithm and policy."""
-    discount: float | None = None
-    """Discount γ in (0, 1]. Default: 0.999 with tables, 0.99 with networks."""
-    ratio_clip: float = 2.0
-    """Largest ratio p_now / p_drawn of data that is used again (whole trajectories with tables,
-    single steps with networks). The truncation is the only bias; infinity removes it."""
-    reward_to_go: bool = True
-    """Weight each action by the return from it on. False: by the whole episode's (seed 001)."""
-    baseline: bool = True
-    """Subtract learned state values from the returns."""
-    value_rate: float = 0.03
-    """Tables: share of the way that one visit moves a state's value to the batch's mean return."""
-    reward_scale: float | None = None
-    """Rewards are multiplied by this. Default: 1 / the largest on the gridworld, else 1."""
-    horizon: int | None = None
-    """Longest episode in steps. Default: the environment's own limit."""
-    n_envs: int = 8
-    """Networks: environments that step together."""
-    hidden_sizes: tuple[int, ...] = (64, 64)
-    """Networks: units of each hidden layer."""
-    trace_decay: float = 0.95
-    """Networks: λ of the advantage estimate; 1 is the plain return minus the value (no bias)."""
-    entropy_coefficient: float = 0.0
-    """Networks: weight of the entropy bonus."""
-    max_gradient_norm: float = 0.5
-    """Networks: gradients are scaled down to this norm."""
-    normalise_observations: bool = True
-    """Networks: subtract the running mean of the observations, divide by their deviation."""
-
-
-class Trajectories(Protocol):
-    """B whole episodes; each learner has its own class. Every attribute is a tensor [B]."""
-
-    log_drawn: Tensor
-    """Log density that each was drawn with."""
-    returns: Tensor
-    raw_returns: Tensor
-    lengths: Tensor
-    success: Tensor
-    from_target: Tensor
-
-    def __len__(self) -> int: ...
-
-
-class Learner(Protocol):
-    """A policy class as an algorithm sees it: P_w, Q_τ, state values and a memory."""
-
-    ratio: str
-    """What importance ratios are of when data is used again: "trajectory" or "step"."""
-
-    def collect(self, n_target: int, n_exploration: int) -> Any:
-        """Run whole episodes, the first by P_w, the rest by Q_τ."""
-
-    def remember(self, trajectories: Any) -> Tensor:
-        """Store trajectories; return their slots [B]."""
-
-    def recall(self, slots: Tensor) -> Any:
-        """Return the stored trajectories of the slots [B]."""
-
-    def log_target(self, trajectories: Any) -> Tensor:
-        """Return [B] log p_w of each trajectory's actions, now."""
-
-    def log_exploration(self, trajectories: Any) -> Tensor:
-        """Return [B] log q_τ of each trajectory's actions, now."""
-
-    def signal(self, trajectories: Any, step_clip: float | None = None) -> Tensor:
-        """Return [B] the norm of each trajectory's gradient."""
-
-    def ascend(self, trajectories: Any, weights: Tensor, step_clip: float | None = None) -> float:
-        """Step w along mean_b weights_b g_b, τ with it; return the norm of that mean."""
-
-    def ascend_exploration(self, trajectories: Any, coefficients: Tensor) -> None:
-        """Step τ along mean_b coefficients_b ∇ log q_τ, and keep it near w."""
-
-    def fit_values(self, trajectories: Any, weights: Tensor) -> None:
-        """Fit the state values to fresh trajectories."""
-
-    def predict(self, observation: Any, deterministic: bool) -> NDArray[Any]:
-        """Return actions of P_w."""
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return all parameters by name."""
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take over parameters, or raise ValueError and change nothing."""
 
 
 History = dict[str, list[float]]
@@ -175,7 +85,7 @@ class Agent(ABC):
         self.device = device
         self.env = gym.make(env) if isinstance(env, str) and policy == "TablePolicy" else env
         self.generator = torch.Generator().manual_seed(self.seed)
-        self.learner: Learner = self._make_learner()
+        self.learner: Learner = make_learner(self)
         self.history: History = {}
         self.num_timesteps = 0
         self.num_episodes = 0
@@ -275,7 +185,7 @@ class Agent(ABC):
                 "algorithm": self.name,
                 "policy": self.policy,
                 "config": asdict(self.config),
-                "env": self._env_description(),
+                "env": describe_env(self.env),
                 "seed": self.seed,
                 "num_timesteps": self.num_timesteps,
                 "num_episodes": self.num_episodes,
@@ -285,13 +195,16 @@ class Agent(ABC):
         )
 
     @classmethod
-    def load(cls, path: str | Path, env: Any = None, device: str = "auto") -> Self:
+    def load(
+        cls, path: str | Path, env: Any = None, device: str = "auto", seed: int | None = None
+    ) -> Self:
         """Read an agent from the folder `path`.
 
         Args:
             path: what `save` wrote.
             env: the environment; None makes the one that the folder names.
             device: as for the constructor.
+            seed: of all further draws; None takes the saved agent's.
 
         Raises:
             ValueError: the folder holds no agent, another algorithm's, a damaged one, or one of
@@ -303,13 +216,18 @@ class Agent(ABC):
                 f"{path} holds an agent of {about.get('algorithm')!r}, expected {cls.name!r}: "
                 "load it with its own class, or awsgd_rl.agents.load_agent"
             )
-        if env is None:
-            env = gym.make(gym.envs.registration.EnvSpec.from_json(json.dumps(about["env"])))
+        env = make_described_env(about["env"]) if env is None else env
         known = {field.name for field in fields(cls.config_class)}
         options = {name: value for name, value in about["config"].items() if name in known}
         if "hidden_sizes" in options:
             options["hidden_sizes"] = tuple(options["hidden_sizes"])
-        agent = cls(about["policy"], env, seed=about["seed"], device=device, **options)
+        agent = cls(
+            about["policy"],
+            env,
+            seed=about["seed"] if seed is None else seed,
+            device=device,
+            **options,
+        )
         agent.learner.load_state_dict(parameters)
         agent.num_timesteps = about["num_timesteps"]
         agent.num_episodes = about["num_episodes"]
@@ -330,18 +248,7 @@ class Agent(ABC):
         Raises:
             ValueError: naming the option, what was got and what was expected.
         """
-        for name in ("batch_size", "updates", "n_envs"):
-            validation.require_integer(name, getattr(config, name))
-        for name in ("learning_rate", "ratio_clip", "max_gradient_norm"):
-            if getattr(config, name) != float("inf"):
-                validation.require_positive(name, getattr(config, name))
-        for name in ("discount", "value_rate", "trace_decay"):
-            validation.require_probability(name, getattr(config, name))
-        if config.discount == 0:
-            raise ValueError("discount is 0, expected a number above 0 and up to 1")
-        if config.reward_scale is not None:
-            validation.require_positive("reward_scale", config.reward_scale)
-        validation.require_non_negative("entropy_coefficient", config.entropy_coefficient)
+        check_common(config)
 
     def _resolve(self, config: AgentConfig) -> AgentConfig:
         defaults = self.defaults(self.policy, config)
@@ -349,11 +256,6 @@ class Agent(ABC):
             config,
             **{name: value for name, value in defaults.items() if getattr(config, name) is None},
         )
-
-    def _make_learner(self) -> Learner:
-        from awsgd_rl.agents.learners import make_learner
-
-        return make_learner(self)
 
     def _batch(self, n: int, log: Any) -> None:
         measured = self.update(n)
@@ -412,8 +314,3 @@ class Agent(ABC):
             raise ValueError(f"an agent with {self.policy!r} has no table, only 'TablePolicy' has")
         table: NDArray[np.float64] = getattr(self.learner, which)()
         return table
-
-    def _env_description(self) -> Any:
-        env = gym.make(self.env) if isinstance(self.env, str) else self.env
-        spec = getattr(env, "spec", None)
-        return json.loads(spec.to_json()) if spec is not None else None

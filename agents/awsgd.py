@@ -23,7 +23,8 @@ from torch import Tensor
 
 from awsgd_rl import validation
 from awsgd_rl.adaptation import RunningScale, TableAdaptation, score_function_coefficients
-from awsgd_rl.agents.agent import Agent, AgentConfig
+from awsgd_rl.agents.agent import Agent
+from awsgd_rl.agents.config import AgentConfig
 from awsgd_rl.proposals import TableProposal
 from awsgd_rl.weights import importance_weights, truncated_weights
 

@@ -6,11 +6,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from awsgd_rl.runs import atomic_path
+from awsgd_rl.runs import atomic_path, to_json
 
 SCHEMA = 1
 """Version of the layout of `agent.json`."""
@@ -86,6 +87,33 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         name: float("inf") if value == "inf" else value for name, value in about["config"].items()
     }
     return about, parameters
+
+
+def describe_env(env: Any) -> dict[str, Any]:
+    """Return an environment's id and arguments; nothing where it was not made by its id."""
+    spec = gym.spec(env) if isinstance(env, str) else getattr(env, "spec", None)
+    if spec is None:
+        return {}
+    arguments = (
+        {} if spec.max_episode_steps is None else {"max_episode_steps": spec.max_episode_steps}
+    )
+    return {"id": spec.id, "kwargs": to_json({**spec.kwargs, **arguments})}
+
+
+def make_described_env(description: dict[str, Any]) -> Any:
+    """Make the environment that `describe_env` described.
+
+    Raises:
+        ValueError: if there is none, or it cannot be made.
+    """
+    env_id, kwargs = description.get("id"), description.get("kwargs", {})
+    # "module:id" would import a module that the file names.
+    if not isinstance(env_id, str) or ":" in env_id or not isinstance(kwargs, dict):
+        raise ValueError("the saved agent does not say its environment: pass env")
+    try:
+        return gym.make(env_id, **kwargs)
+    except (gym.error.Error, TypeError) as error:
+        raise ValueError(f"{env_id} cannot be made: {error}; pass env") from None
 
 
 def _spell_infinity(about: dict[str, Any]) -> dict[str, Any]:

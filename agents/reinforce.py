@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from awsgd_rl.agents.agent import Agent, AgentConfig
+from awsgd_rl.agents.agent import Agent
+from awsgd_rl.agents.config import AgentConfig
 from awsgd_rl.weights import truncated_weights
 
 

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from awsgd_rl._version import __version__
 from awsgd_rl.agents.stable_baselines_configs import CONFIGS
-from awsgd_rl.runs import to_json
 from awsgd_rl.validation import require_integer, require_name
 
 if TYPE_CHECKING:
@@ -168,16 +167,15 @@ class StableBaselines:
         Numbers only, as all agents of this package are saved. `agent.model.save(file)` writes
         Stable-Baselines3's own format, whose loading unpickles: load it from people you trust.
         """
-        from awsgd_rl.agents.checkpoint import write_checkpoint
+        from awsgd_rl.agents.checkpoint import describe_env, write_checkpoint
 
-        spec = self.env.spec
         write_checkpoint(
             Path(path),
             {
                 "algorithm": self.algorithm,
                 "policy": "MlpPolicy",
                 "config": asdict(self.config),
-                "env": {} if spec is None else to_json({"id": spec.id, "kwargs": spec.kwargs}),
+                "env": describe_env(self.env),
                 "seed": self.seed,
                 "num_timesteps": self.num_timesteps,
                 "num_episodes": self.num_episodes,
@@ -205,14 +203,11 @@ class StableBaselines:
         Raises:
             ValueError: If the folder holds no such agent, or it is damaged or does not fit `env`.
         """
-        from awsgd_rl.agents.checkpoint import read_checkpoint
+        from awsgd_rl.agents.checkpoint import make_described_env, read_checkpoint
 
         about, state = read_checkpoint(Path(path))
         require_name("Stable-Baselines3 algorithm", about["algorithm"], CONFIGS)
-        if env is None:
-            if "id" not in about["env"]:
-                raise ValueError(f"{str(path)!r} does not say its environment: pass env")
-            env = gym.make(about["env"]["id"], **about["env"].get("kwargs", {}))
+        env = make_described_env(about["env"]) if env is None else env
         agent = cls(
             about["algorithm"],
             about["policy"],

@@ -159,7 +159,8 @@ class TabularLearner:
         self.exploration = tables.make_table(zeros)
         self.values = np.zeros(n_states)
         self.memory = RowMemory(memory, n_actions) if memory else None
-        self._rng = np.random.default_rng(seed)
+        # Streams of their own, so that evaluating in between does not change the training.
+        self._rng, self._predict_rng = np.random.default_rng(seed).spawn(2)
         self._scratch = np.zeros((n_states, n_actions + 1))
         self._room: tables.Rows | None = None
 
@@ -282,7 +283,7 @@ class TabularLearner:
         states = np.asarray(observation, dtype=np.int64)
         if deterministic:
             return np.asarray(self.target.probability[states].argmax(-1))
-        u = self._rng.random((*states.shape, 1))
+        u = self._predict_rng.random((*states.shape, 1))
         return np.asarray((u >= self.target.cumulative[states]).sum(-1))
 
     def policy_table(self) -> NDArray[np.float64]:

@@ -1,6 +1,5 @@
 """`awsgd-rl evaluate`: return, length and success of a saved agent."""
 
-import inspect
 import json
 import os
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from tyro.conf import Positional, arg
 from awsgd_rl.cli_common import RunOptions, UsageError, parse, run_folder
 from awsgd_rl.cli_environment import choose_device, make_env, run_episodes, summarise
 from awsgd_rl.cli_output import Output, summary_rows
-from awsgd_rl.validation import require_integer, require_name
+from awsgd_rl.validation import require_integer
 
 _MOST_FRAMES: Final = 1000
 
@@ -146,13 +145,9 @@ def _env_of(path: Path, render_mode: str | None) -> Any:
 
 
 def _load(path: Path, env: Any, asked: EvaluateOptions) -> Any:
-    from awsgd_rl.agents import ALGORITHMS
-    from awsgd_rl.agents.checkpoint import read_checkpoint
+    from awsgd_rl.agents import load_agent
 
-    name = require_name("algorithm", read_checkpoint(path)[0]["algorithm"], ALGORITHMS)
-    load = ALGORITHMS[name].agent_class.load
-    seed = {"seed": asked.seed} if "seed" in inspect.signature(load).parameters else {}
-    return load(path, env=env, device=choose_device(asked.device), **seed)
+    return load_agent(path, env=env, device=choose_device(asked.device), seed=asked.seed)
 
 
 def _write_gif(path: Path, frames: Sequence[Any], fps: float) -> Path:

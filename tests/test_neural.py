@@ -641,12 +641,14 @@ def test_weights_must_fit():
         learner.ascend_exploration(batch, torch.ones(4, requires_grad=True))
 
 
-@pytest.mark.slow
 def test_cartpole_is_learned():
-    learner = NeuralLearner("CartPole-v1", n_envs=10, seed=0, learning_rate=6e-3, horizon=200)
-    for _ in range(20):
+    learner = NeuralLearner("CartPole-v1", n_envs=10, seed=0)
+    returns = []
+    for _ in range(10):
         batch = learner.collect(10)
+        returns.append(batch.raw_returns.mean().item())
         for _ in range(8):
             learner.ascend(batch, torch.ones(10), 2.0)
         learner.fit_values(batch)
-    assert batch.raw_returns.mean() > 150
+    assert returns[0] < 40
+    assert returns[-1] > 90

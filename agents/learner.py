@@ -1,0 +1,138 @@
+"""What an algorithm asks of a policy class, and which class serves which policy and environment."""
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+import gymnasium as gym
+from numpy.typing import NDArray
+from torch import Tensor
+
+from awsgd_rl.envs.gridworld import TrapGridworld
+
+if TYPE_CHECKING:
+    from awsgd_rl.agents.agent import Agent
+
+# What `gym.make` itself wraps around an environment, none of which changes what happens in it.
+_TRANSPARENT = (gym.wrappers.OrderEnforcing, gym.wrappers.PassiveEnvChecker)
+
+
+class Trajectories(Protocol):
+    """B whole episodes; each learner has its own class. Every attribute is a tensor [B]."""
+
+    log_drawn: Tensor
+    """Log density that each was drawn with."""
+    returns: Tensor
+    raw_returns: Tensor
+    lengths: Tensor
+    success: Tensor
+    from_target: Tensor
+
+    def __len__(self) -> int: ...
+
+
+class Learner(Protocol):
+    """A policy class as an algorithm sees it: P_w, Q_τ, state values and a memory."""
+
+    ratio: str
+    """What importance ratios are of when data is used again: "trajectory" or "step"."""
+
+    def collect(self, n_target: int, n_exploration: int) -> Any:
+        """Run whole episodes, the first by P_w, the rest by Q_τ."""
+
+    def remember(self, trajectories: Any) -> Tensor:
+        """Store trajectories; return their slots [B]."""
+
+    def recall(self, slots: Tensor) -> Any:
+        """Return the stored trajectories of the slots [B]."""
+
+    def log_target(self, trajectories: Any) -> Tensor:
+        """Return [B] log p_w of each trajectory's actions, now."""
+
+    def log_exploration(self, trajectories: Any) -> Tensor:
+        """Return [B] log q_τ of each trajectory's actions, now."""
+
+    def signal(self, trajectories: Any, step_clip: float | None = None) -> Tensor:
+        """Return [B] the norm of each trajectory's gradient."""
+
+    def ascend(self, trajectories: Any, weights: Tensor, step_clip: float | None = None) -> float:
+        """Step w along mean_b weights_b g_b, τ with it; return the norm of that mean."""
+
+    def ascend_exploration(self, trajectories: Any, coefficients: Tensor) -> None:
+        """Step τ along mean_b coefficients_b ∇ log q_τ, and keep it near w."""
+
+    def fit_values(self, trajectories: Any, weights: Tensor) -> None:
+        """Fit the state values to fresh trajectories."""
+
+    def predict(self, observation: Any, deterministic: bool) -> NDArray[Any]:
+        """Return actions of P_w."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return all parameters by name."""
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take over parameters, or raise ValueError and change nothing."""
+
+
+def make_learner(agent: "Agent") -> Learner:
+    """Return the learner for an agent's policy and environment.
+
+    A table on the gridworld runs in the compiled engine; everything else through Gymnasium's
+    vector environments, tables on other Discrete observations included.
+
+    Raises:
+        ValueError: if the policy does not fit the environment's spaces.
+    """
+    from awsgd_rl.agents.neural import NeuralLearner
+    from awsgd_rl.agents.tabular import TabularLearner
+
+    config = agent.config
+    grid = _gridworld(agent.env) if agent.policy == "TablePolicy" else None
+    if grid is not None and config.horizon in (None, grid.horizon):
+        return TabularLearner(
+            grid,
+            seed=agent.seed,
+            learning_rate=config.learning_rate,
+            exploration_learning_rate=getattr(config, "exploration_learning_rate", 0.0),
+            exploration_bound=getattr(config, "exploration_bound", 0.0),
+            value_rate=config.value_rate,
+            discount=config.discount,
+            reward_scale=config.reward_scale,
+            reward_to_go=config.reward_to_go,
+            baseline=config.baseline,
+            memory=agent.memory_size,
+        )
+    return NeuralLearner(
+        agent.env,
+        kind="table" if agent.policy == "TablePolicy" else "mlp",
+        seed=agent.seed,
+        device=choose_device(agent.device),
+        n_envs=config.n_envs,
+        horizon=config.horizon,
+        hidden_sizes=config.hidden_sizes,
+        learning_rate=config.learning_rate,
+        exploration_learning_rate=getattr(config, "exploration_learning_rate", 0.0),
+        exploration_bound=getattr(config, "exploration_bound", 0.0),
+        discount=config.discount,
+        reward_scale=1.0 if config.reward_scale is None else config.reward_scale,
+        trace_decay=config.trace_decay,
+        entropy_coefficient=config.entropy_coefficient,
+        max_gradient_norm=config.max_gradient_norm,
+        normalise_observations=config.normalise_observations,
+        memory=agent.memory_size,
+    )
+
+
+def _gridworld(env: Any) -> TrapGridworld | None:
+    while isinstance(env, _TRANSPARENT):
+        env = env.env
+    if isinstance(env, TrapGridworld) and isinstance(env.observation_space, gym.spaces.Discrete):
+        return env
+    return None
+
+
+def choose_device(device: str) -> str:
+    """Return the device: for "auto", CUDA where there is one."""
+    import torch
+
+    if device != "auto":
+        return device
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -321,7 +321,8 @@ class NeuralLearner:
     ) -> float:
         """One optimizer step on w along `mean_b weights_b sum_t c_t A_t grad log P_w(a_t|s_t)`.
 
-        A_t is the V-trace advantage with the values as they are (Espeholt et al. 2018), and c_t is
+        A_t is the V-trace advantage with the values as they are (Espeholt et al. 2018); as usual no
+        gamma^t multiplies it, so the step is unbiased for the sum of rewards at discount 1. c_t is
         1 if `step_clip` is None, else min(p_now(a_t|s_t) / p_drawn(a_t|s_t), step_clip), and 0
         where the trust region says so. Where the settings ask for it the advantages are
         standardised over the batch's steps and the sum is divided by the mean length. tau takes
@@ -335,12 +336,12 @@ class NeuralLearner:
         Returns:
             The norm of `mean_b weights_b g_b` by the last layer, as `signal` measures g_b.
         """
-        self._check_weights(weights, trajectories)
+        weights = self._checked(weights, trajectories)
         mask = trajectories.mask
         outputs, log_now = self._step_outputs(self.policy, trajectories)
         ratios, _, advantages = self._evaluate(trajectories, log_now.detach(), step_clip)
         advantages = self._standardised(advantages, mask)
-        pushes = (ratios * advantages * weights.to(ratios.dtype))[mask]
+        pushes = (ratios * advantages * weights)[mask]
         if step_clip is not None and self.trust_region is not None:
             pushes = self._trusted(trajectories, pushes, outputs.detach(), log_now.detach())
         gain = (pushes * log_now).sum() / self._scale(trajectories)
@@ -349,9 +350,10 @@ class NeuralLearner:
         self.optimizers["policy"].zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         parameters = list(self.policy.parameters())
-        head_norm = nn.utils.get_total_norm(
-            [p.grad for p in self.policy.body.head.parameters() if p.grad is not None]
-        )
+        head = [
+            p.grad.square().sum() for p in self.policy.body.head.parameters() if p.grad is not None
+        ]
+        head_norm = torch.stack(head).sum().sqrt()
         limit = math.inf if self.max_gradient_norm is None else self.max_gradient_norm
         norm = nn.utils.clip_grad_norm_(parameters, limit)
         before = [parameter.detach().clone() for parameter in parameters]
@@ -406,9 +408,8 @@ class NeuralLearner:
             trajectories: B trajectories.
             coefficients: [B] Coefficient of each, without gradient.
         """
-        self._check_weights(coefficients, trajectories)
+        weights = self._checked(coefficients, trajectories).expand(trajectories.mask.shape)
         _, log_now = self._step_outputs(self.exploration, trajectories)
-        weights = coefficients.to(log_now.dtype).expand(trajectories.mask.shape)
         loss = -(weights[trajectories.mask] * log_now).sum() / self._scale(trajectories)
         self.optimizers["exploration"].zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -480,8 +481,8 @@ class NeuralLearner:
             weights: [B] Weight of each in the squared error. None: all alike.
         """
         if weights is None:
-            weights = torch.ones(len(trajectories), device=self.device)
-        self._check_weights(weights, trajectories)
+            weights = torch.ones(len(trajectories))
+        weights = self._checked(weights, trajectories)
         mask = trajectories.mask
         inputs = self._features(trajectories.observations[:-1][mask])
         with torch.no_grad():
@@ -508,7 +509,7 @@ class NeuralLearner:
         """Steps of the batch if steps are normalised by length, else its trajectories."""
         return int(trajectories.lengths.sum()) if self.normalise_lengths else len(trajectories)
 
-    def _check_weights(self, weights: Tensor, trajectories: Trajectories) -> None:
+    def _checked(self, weights: Tensor, trajectories: Trajectories) -> Tensor:
         if weights.shape != (len(trajectories),):
             raise ValueError(
                 f"expected one weight for each of {len(trajectories)} trajectories, "
@@ -516,6 +517,7 @@ class NeuralLearner:
             )
         if weights.requires_grad:
             raise ValueError("weights must not require a gradient: pass weights.detach()")
+        return weights.to(self.device, torch.float64)
 
     # -- use --------------------------------------------------------------------------------
 

@@ -31,6 +31,10 @@ BENCHES: Final = {
         "awsgd_rl.benchmarks.env_speed",
         "steps a second of the engine and the vector environment beside other packages",
     ),
+    "tuning": Bench(
+        "awsgd_rl.benchmarks.tuning",
+        "step sizes of the main comparison, on maps that it does not report",
+    ),
 }
 
 DESCRIPTION = f"""Make a figure or table of the README again.

@@ -37,10 +37,11 @@ class AWSGDConfig(AgentConfig):
     """What is learned and used: see the module's page."""
     exploration_share: float | None = None
     """α in [0, 1): share of each batch that Q_τ draws. Default: depends on variant and policy."""
-    exploration_learning_rate: float = 0.03
-    """Step size η of τ, on squared norms divided by their running mean."""
-    exploration_bound: float = 3.0
-    """Largest difference of τ from w: in log-odds with tables, in norm with networks."""
+    exploration_learning_rate: float | None = None
+    """Step size η of τ, on squared norms divided by their running mean. Default: 0.03 with tables,
+    0.001 with networks."""
+    exploration_bound: float | None = None
+    """Largest difference of τ from w. Default: 3 log-odds with tables, 1 in norm with networks."""
     memory: int | None = None
     """Trajectories kept for replay. Default: 1000 with tables, 64 with networks."""
     uniform_share: float = 0.5
@@ -56,7 +57,6 @@ class AWSGD(Agent):
     @classmethod
     def defaults(cls, policy: str, config: Any) -> dict[str, Any]:
         """Return what `None` options stand for."""
-        share = 0.5 if config.variant == "mixture" else 0.0
         if policy == "TablePolicy":
             return {
                 "batch_size": 20,
@@ -64,7 +64,9 @@ class AWSGD(Agent):
                 "learning_rate": 4.0,
                 "discount": 0.999,
                 "memory": 1000,
-                "exploration_share": share,
+                "exploration_learning_rate": 0.03,
+                "exploration_bound": 3.0,
+                "exploration_share": 0.5 if config.variant == "mixture" else 0.2,
             }
         return {
             "batch_size": 8,
@@ -72,7 +74,9 @@ class AWSGD(Agent):
             "learning_rate": 3e-3,
             "discount": 0.99,
             "memory": 64,
-            "exploration_share": share,
+            "exploration_learning_rate": 1e-3,
+            "exploration_bound": 1.0,
+            "exploration_share": 0.5 if config.variant == "mixture" else 0.0,
         }
 
     def __init__(self, policy: str, env: Any, **arguments: Any) -> None:

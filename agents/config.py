@@ -22,9 +22,10 @@ class AgentConfig:
     """Largest ratio p_now / p_drawn of data that is used again (whole trajectories with tables,
     single steps with networks). The truncation is the only bias; infinity removes it."""
     reward_to_go: bool = True
-    """Weight each action by the return from it on. False: by the whole episode's (seed 001)."""
+    """Weight each action by the return from it on. False: by the whole episode's, as Bouchard et
+    al. (2015); tables on the gridworld."""
     baseline: bool = True
-    """Subtract learned state values from the returns."""
+    """Subtract learned state values from the returns. False: tables on the gridworld."""
     value_rate: float = 0.03
     """Tables: share of the way that one visit moves a state's value to the batch's mean return."""
     reward_scale: float | None = None
@@ -40,7 +41,7 @@ class AgentConfig:
     entropy_coefficient: float = 0.0
     """Networks: weight of the entropy bonus."""
     max_gradient_norm: float = 0.5
-    """Networks: gradients are scaled down to this norm."""
+    """Networks with hidden layers: gradients are scaled down to this norm."""
     normalise_observations: bool = True
     """Networks: subtract the running mean of the observations, divide by their deviation."""
 

@@ -100,9 +100,15 @@ def make_learner(agent: "Agent") -> Learner:
             baseline=config.baseline,
             memory=agent.memory_size,
         )
+    if not (config.reward_to_go and config.baseline):
+        raise ValueError(
+            "reward_to_go=False and baseline=False are for tables on the gridworld (seed 001's "
+            "form): leave them at True for other policies and environments"
+        )
+    table = agent.policy == "TablePolicy"
     return NeuralLearner(
         agent.env,
-        kind="table" if agent.policy == "TablePolicy" else "mlp",
+        kind="table" if table else "mlp",
         seed=agent.seed,
         device=choose_device(agent.device),
         n_envs=config.n_envs,
@@ -115,7 +121,7 @@ def make_learner(agent: "Agent") -> Learner:
         reward_scale=1.0 if config.reward_scale is None else config.reward_scale,
         trace_decay=config.trace_decay,
         entropy_coefficient=config.entropy_coefficient,
-        max_gradient_norm=config.max_gradient_norm,
+        max_gradient_norm=None if table else config.max_gradient_norm,
         normalise_observations=config.normalise_observations,
         memory=agent.memory_size,
     )

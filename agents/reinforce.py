@@ -8,6 +8,9 @@
 With `updates=1` every step is unbiased, and this is the baseline of seed 001 §7; further updates
 use the batch again as PPO does, with truncated ratios. `reward_to_go=False, baseline=False` is the
 seed's weak form: the whole episode's return on each of its actions.
+
+With networks the factor γ^t is left out, as is usual, advantages are V-trace estimates with
+`trace_decay`, standardised over the batch, and single steps have the ratios: see `neural.py`.
 """
 
 from dataclasses import dataclass

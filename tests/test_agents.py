@@ -151,6 +151,12 @@ def test_a_policy_that_does_not_fit_is_refused(policy, env, message):
         Reinforce(policy, gym.make(env), horizon=100)
 
 
+@pytest.mark.parametrize("option", ["reward_to_go", "baseline"])
+def test_networks_refuse_the_weak_form_of_the_seed(option):
+    with pytest.raises(ValueError, match="tables on the gridworld"):
+        Reinforce("MlpPolicy", gym.make("CartPole-v1"), **{option: False})
+
+
 def test_unknown_algorithms_are_refused_with_the_nearest_name():
     with pytest.raises(ValueError, match="did you mean 'awsgd'"):
         make_agent("awsdg", "TablePolicy", small_env())

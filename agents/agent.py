@@ -84,8 +84,8 @@ class Agent(ABC):
         self.seed = int(np.random.SeedSequence(seed).generate_state(1)[0]) if seed is None else seed
         self.device = device
         self.env = gym.make(env) if isinstance(env, str) and policy == "TablePolicy" else env
-        self.generator = torch.Generator().manual_seed(self.seed)
         self.learner: Learner = make_learner(self)
+        self.generator = torch.Generator(self.learner.device).manual_seed(self.seed)
         self.history: History = {}
         self.num_timesteps = 0
         self.num_episodes = 0

@@ -81,8 +81,11 @@ class AWSGD(Agent):
 
     def __init__(self, policy: str, env: Any, **arguments: Any) -> None:
         super().__init__(policy, env, **arguments)
-        self.scale = RunningScale()
-        self.table = TableProposal(self.config.memory, uniform_share=self.config.uniform_share)
+        device = self.learner.device
+        self.scale = RunningScale().to(device)
+        self.table = TableProposal(self.config.memory, uniform_share=self.config.uniform_share).to(
+            device
+        )
         self.table.fill(0)  # slots that hold nothing yet are never drawn
         self.adaptation = TableAdaptation(self.table)
 
@@ -134,7 +137,7 @@ class AWSGD(Agent):
             fresh.log_drawn = log_p
             return torch.ones_like(log_p), torch.zeros_like(log_p)
         log_q = self.learner.log_exploration(fresh)
-        shares = torch.tensor([1.0 - share, share], dtype=torch.float64).log()
+        shares = log_p.new_tensor([1.0 - share, share]).log()
         fresh.log_drawn = torch.logsumexp(torch.stack([log_p, log_q], 1) + shares, 1)
         ratio = share * importance_weights(log_q, fresh.log_drawn)
         return importance_weights(log_p, fresh.log_drawn), ratio

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any, Protocol
 
 import gymnasium as gym
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -34,6 +35,9 @@ class Learner(Protocol):
 
     ratio: str
     """What importance ratios are of when data is used again: "trajectory" or "step"."""
+
+    device: torch.device
+    """Where the vectors [B] lie that it gives and takes."""
 
     def collect(self, n_target: int, n_exploration: int) -> Any:
         """Run whole episodes, the first by P_w, the rest by Q_τ."""
@@ -110,7 +114,7 @@ def make_learner(agent: "Agent") -> Learner:
         agent.env,
         kind="table" if table else "mlp",
         seed=agent.seed,
-        device=choose_device(agent.device),
+        device=agent.device,
         n_envs=config.n_envs,
         horizon=config.horizon,
         hidden_sizes=config.hidden_sizes,
@@ -133,12 +137,3 @@ def _gridworld(env: Any) -> TrapGridworld | None:
     if isinstance(env, TrapGridworld) and isinstance(env.observation_space, gym.spaces.Discrete):
         return env
     return None
-
-
-def choose_device(device: str) -> str:
-    """Return the device: for "auto", CUDA where there is one."""
-    import torch
-
-    if device != "auto":
-        return device
-    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -49,7 +49,7 @@ class Reinforce(Agent):
         learner, clip = self.learner, self.config.ratio_clip
         fresh = learner.collect(n, 0)
         fresh.log_drawn = learner.log_target(fresh)
-        ones = torch.ones(n, dtype=torch.float64)
+        ones = torch.ones(n, dtype=torch.float64, device=learner.device)
         signal = learner.signal(fresh)
         measured = self.measure(fresh, ones, signal, learner.ascend(fresh, ones))
         for _ in range(self.config.updates - 1):

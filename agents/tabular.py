@@ -124,6 +124,7 @@ class TabularLearner:
     """
 
     ratio = "trajectory"
+    device = torch.device("cpu")
 
     def __init__(
         self,

@@ -11,6 +11,7 @@ from tyro.conf import Positional, arg
 
 from awsgd_rl.cli_common import RunOptions, UsageError, bad_usage, parse, run_folder
 from awsgd_rl.cli_output import Output, format_number, summary_rows
+from awsgd_rl.runs import describe_cpu
 from awsgd_rl.validation import require_name
 
 _MOST_COLUMNS: Final = 8
@@ -21,7 +22,8 @@ class Bench:
     """A bench: a module with `run(quick) -> (rows, summary)`."""
 
     module: str
-    """Imported when the bench runs; `run` may take `seed` and `data` too."""
+    """Imported when the bench runs; `run` may take `seed` and `data` too, and `progress`, which it
+    calls with the share that is done, in [0, 1], and what to say beside it."""
     description: str
     """One line."""
 
@@ -30,6 +32,10 @@ BENCHES: Final = {
     "env-speed": Bench(
         "awsgd_rl.benchmarks.env_speed",
         "steps a second of the engine and the vector environment beside other packages",
+    ),
+    "control": Bench(
+        "awsgd_rl.benchmarks.control",
+        "neural policies: both agents on CartPole-v1 and Pendulum-v1",
     ),
     "tuning": Bench(
         "awsgd_rl.benchmarks.tuning",
@@ -74,8 +80,11 @@ def main(argv: Sequence[str]) -> None:
     out = Output(quiet=options.quiet)
     with run_folder(options, "bench", f"bench {asked.name}") as start:
         folder = start({"quick": asked.quick, **arguments})
-    rows, summary = module.run(quick=asked.quick, **arguments)
-    written = folder.write_results(rows, summary, "cpu")
+    with out.progress(asked.name, 100, "%") as update:
+        if "progress" in inspect.signature(module.run).parameters:
+            arguments["progress"] = lambda share, text: update(100 * share, text)
+        rows, summary = module.run(quick=asked.quick, **arguments)
+    written = folder.write_results(rows, summary, describe_cpu())
     _print_rows(out, asked.name, rows)
     out.table("summary", ["name", "value [95 % interval]"], summary_rows(summary))
     out.wrote(written)

@@ -18,7 +18,7 @@ from awsgd_rl.benchmarks.compare import (
 from awsgd_rl.benchmarks.trial import Trial
 from awsgd_rl.cli_common import RunOptions, UsageError, parse, run_folder
 from awsgd_rl.cli_output import Output, format_interval, format_number
-from awsgd_rl.runs import RESULTS_FILE, RunFolder, read_config
+from awsgd_rl.runs import RESULTS_FILE, RunFolder, describe_cpu, read_config
 
 DESCRIPTION = """Let agents learn side by side on the same maps, and compare their failures.
 
@@ -71,7 +71,7 @@ def main(argv: Sequence[str]) -> None:
         folder = start(dataclasses.asdict(config))
     comparison = _compare(config, folder, finished, out)
     summary = comparison.summary()
-    results = folder.write_results(comparison.rows, summary, "cpu")
+    results = folder.write_results(comparison.rows, summary, describe_cpu())
     figures = write_figures(comparison, folder.path)
     shutil.rmtree(folder.path / TRIALS)  # kept for `--resume` alone
     _print(out, comparison, summary)

@@ -13,6 +13,7 @@ from tyro.conf import Positional, arg
 from awsgd_rl.cli_common import RunOptions, UsageError, parse, run_folder
 from awsgd_rl.cli_environment import choose_device, make_env, run_episodes, summarise
 from awsgd_rl.cli_output import Output, summary_rows
+from awsgd_rl.runs import describe_cpu
 from awsgd_rl.validation import require_integer
 
 _MOST_FRAMES: Final = 1000
@@ -104,7 +105,7 @@ def main(argv: Sequence[str]) -> None:
         {"episode": number, "return": total, "length": length, "success": success}
         for number, (total, length, success) in enumerate(columns)
     ]
-    written = [folder.write_results(rows, summary, "cpu")]
+    written = [folder.write_results(rows, summary, describe_cpu())]
     if frames:
         fps = env.metadata.get("render_fps", 12)
         written.append(_write_gif(folder.path / "episode.gif", frames, fps))

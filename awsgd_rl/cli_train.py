@@ -192,6 +192,8 @@ def _spelled(settings: dict[str, Any]) -> dict[str, Any]:
 
 def _learn(agent: Any, total: dict[str, int], out: Output) -> bool:
     """Learn, showing how far it is; return whether Ctrl-C stopped it."""
+    from awsgd_rl.benchmarks.workers import one_thread
+
     ((name, count),) = total.items()
     unit = name.removeprefix("total_")
     with out.progress("train", count, unit) as update, _stop_on_interrupt() as stopped:
@@ -206,7 +208,9 @@ def _learn(agent: Any, total: dict[str, int], out: Output) -> bool:
                     break
             return not stopped.is_set()
 
-        agent.learn(**total, callback=after_batch)
+        # Small tensors on several threads crawl, and a run should not depend on the cores.
+        with one_thread():
+            agent.learn(**total, callback=after_batch)
     return stopped.is_set()
 
 

@@ -145,7 +145,7 @@ class RunFolder:
             rows: [N] one mapping from column names to values for each seed or setting.
             summary: Flat map from names to numbers; a number that has an interval has `_low` and
                 `_high` beside it.
-            device: Where it was computed ("cpu", "cuda").
+            device: Where it was computed ("cuda:0", or `describe_cpu()`).
 
         Raises:
             ValueError: If a value of the summary is not a number.
@@ -178,6 +178,16 @@ def new_folder(command: str, root: str | Path = "runs") -> Path:
             path.mkdir(parents=True)
             return path
     raise AssertionError("unreachable")
+
+
+def describe_cpu() -> str:
+    """Return the processor's name and how many cores this process may use, for results."""
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        name = next(line for line in lines if line.startswith("model name")).partition(":")[2]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"cpu ({name.strip()}, {cores} cores)"
 
 
 def is_run(path: str | Path) -> bool:

@@ -56,6 +56,16 @@ ALGORITHMS: dict[str, Algorithm] = {
 PAPER_REGIME: Mapping[str, Any] = {"reward_to_go": False, "baseline": False, "batch_size": 4}
 """Settings of this package's agents in the regime "paper"."""
 
+PAPER_LEARNING_RATES: Mapping[str, float] = {
+    "awsgd": 0.4,
+    "awsgd-mixture": 0.1,
+    "awsgd-paper": 0.1,
+    "reinforce": 0.1,
+    "reinforce-equal": 0.3,
+}
+"""Step sizes ρ of table policies there, each the best of a coarse grid on maps 1000 to 1007 of the
+15×15 grid with 9 traps; larger ones, such as those of the regime "strong", lock into loops."""
+
 
 class Task(NamedTuple):
     """One algorithm on one map."""
@@ -228,6 +238,8 @@ def make_agent(task: Task, env: "gym.Env[Any, Any]") -> Any:
     settings = dict(algorithm.settings)
     if task.config.regime == "paper":
         settings.update(PAPER_REGIME)
+        if policy == "TablePolicy":
+            settings["learning_rate"] = PAPER_LEARNING_RATES[task.algorithm]
     if task.algorithm == "reinforce-equal":
         settings["updates"] = agents.AWSGD.defaults(policy, agents.AWSGDConfig())["updates"]
     agent_class = getattr(agents, algorithm.agent)

@@ -5,13 +5,13 @@ on), with the mean success of the target policy over all trials as the measure. 
 agents are the best settings found so.
 """
 
-from itertools import product
+from itertools import count, product
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from awsgd_rl.benchmarks.trial import ALGORITHMS
-from awsgd_rl.benchmarks.workers import Send, available_cores, run_tasks
+from awsgd_rl.benchmarks.workers import Progress, Send, available_cores, run_tasks
 from awsgd_rl.statistics import mean_interval
 
 FIRST_MAP, MAPS, EPISODES = 1000, 10, 20_000
@@ -44,11 +44,14 @@ class Task(NamedTuple):
         return f"{self.algorithm} {self.setting} on map {self.map}"
 
 
-def run(quick: bool = False) -> tuple[list[dict[str, Any]], dict[str, float]]:
+def run(
+    quick: bool = False, *, progress: Progress = lambda share, text: None
+) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """Try every setting.
 
     Args:
         quick: fewer maps and episodes, under a minute.
+        progress: called with the share that is done, and what has just been measured.
 
     Returns:
         One row a setting, and a summary of the best of each algorithm.
@@ -60,7 +63,15 @@ def run(quick: bool = False) -> tuple[list[dict[str, Any]], dict[str, float]]:
         for setting in grid
         for m in range(maps)
     ]
-    results = np.array(run_tasks(success_of, tasks, jobs=available_cores())).reshape(-1, maps)
+    done = count(1)
+    results = np.array(
+        run_tasks(
+            success_of,
+            tasks,
+            jobs=available_cores(),
+            on_result=lambda success: progress(next(done) / len(tasks), f"success {success:.3f}"),
+        )
+    ).reshape(-1, maps)
     rows: list[dict[str, Any]] = []
     for task, successes in zip(tasks[::maps], results, strict=True):
         mean, low, high = mean_interval(successes, bounds=(0.0, 1.0))

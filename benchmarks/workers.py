@@ -17,11 +17,13 @@ from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for_any
 from typing import Any, TypeVar
 
-__all__ = ["TaskError", "available_cores", "one_thread", "run_tasks"]
+__all__ = ["Progress", "Send", "TaskError", "available_cores", "one_thread", "run_tasks"]
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 Send = Callable[[Any], None]
+Progress = Callable[[float, str], None]
+"""Called with the share of a bench that is done, in [0, 1], and what to say beside it."""
 
 _POLL_SECONDS = 0.1
 _send: Send | None = None  # a worker's way to its parent, set once when it starts

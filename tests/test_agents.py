@@ -255,3 +255,15 @@ def test_saving_over_something_else_is_refused_and_over_an_agent_replaces_it(sav
         agent.save(tmp_path / "thesis")
     assert (tmp_path / "thesis" / "chapter.tex").read_text() == "years of work"
     assert sorted(f.name for f in tmp_path.iterdir()) == ["agent", "thesis"]
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("options", [{}, {"variant": "mixture"}, {"variant": "paper"}])
+def test_networks_learn_on_cuda(options):
+    agent = AWSGD(
+        "MlpPolicy", gym.make("CartPole-v1"), seed=0, device="cuda", batch_size=4, **options
+    )
+    agent.learn(total_episodes=12)
+    assert agent.learner.device.type == "cuda"
+    assert agent.predict(np.zeros(4, np.float32))[0] in (0, 1)

@@ -289,7 +289,7 @@ def test_every_algorithm_learns_something(algorithm, regime):
     trial = run_task(Task(config, algorithm, 0), lambda message: None)
     assert trial.metric == "success"
     assert 0.0 < trial.mean <= 1.0
-    assert (trial.exploration is not None) == (algorithm in ("awsgd-mixture", "awsgd-paper"))
+    assert (trial.exploration is None) == (algorithm == "reinforce-equal")
 
 
 @pytest.mark.slow

@@ -43,7 +43,7 @@ class AWSGDConfig(AgentConfig):
     exploration_bound: float | None = None
     """Largest difference of τ from w. Default: 3 log-odds with tables, 1 in norm with networks."""
     memory: int | None = None
-    """Trajectories kept for replay. Default: 1000 with tables, 64 with networks."""
+    """Trajectories kept for replay. Default: 100 with tables, 64 with networks."""
     uniform_share: float = 0.5
     """Share of the replay's draws that are uniform, in [0, 1]: no weight exceeds 1 / share."""
 
@@ -62,8 +62,9 @@ class AWSGD(Agent):
                 "batch_size": 20,
                 "updates": 16,
                 "learning_rate": 4.0,
+                "value_rate": 0.01,
                 "discount": 0.999,
-                "memory": 1000,
+                "memory": 100,
                 "exploration_learning_rate": 0.03,
                 "exploration_bound": 3.0,
                 "exploration_share": 0.5 if config.variant == "mixture" else 0.2,
@@ -72,6 +73,7 @@ class AWSGD(Agent):
             "batch_size": 8,
             "updates": 8,
             "learning_rate": 3e-3,
+            "value_rate": 0.03,
             "discount": 0.99,
             "memory": 64,
             "exploration_learning_rate": 1e-3,

@@ -26,8 +26,9 @@ class AgentConfig:
     al. (2015); tables on the gridworld."""
     baseline: bool = True
     """Subtract learned state values from the returns. False: tables on the gridworld."""
-    value_rate: float = 0.03
-    """Tables: share of the way that one visit moves a state's value to the batch's mean return."""
+    value_rate: float | None = None
+    """Tables: share of the way that one visit moves a state's value to the batch's mean return.
+    Default: 0.01, but 0.03 for on-policy learning with several updates a batch."""
     reward_scale: float | None = None
     """Rewards are multiplied by this. Default: 1 / the largest on the gridworld, else 1."""
     horizon: int | None = None

@@ -12,7 +12,7 @@ import numpy as np
 from awsgd_rl.benchmarks.workers import Progress, Send, available_cores, one_thread, run_tasks
 from awsgd_rl.statistics import mean_interval
 
-STEPS = {"CartPole-v1": 150_000, "Pendulum-v1": 100_000}
+STEPS = {"CartPole-v1": 100_000, "Pendulum-v1": 80_000}
 ALGORITHMS = ("awsgd", "reinforce")
 SEEDS = 5
 EVALUATION_EPISODES = 100

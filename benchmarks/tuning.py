@@ -1,8 +1,9 @@
 """Step sizes of the main comparison, found on maps that it does not report.
 
 Each algorithm gets a grid of the same number of settings, each tried on the same maps (from 1000
-on), with the mean success of the target policy over all trials as the measure. The defaults of the
-agents are the best settings found so.
+on), with the mean success of the target policy over all trials as the measure. The agents' defaults
+are the best settings found so, but for on-policy learning with one update a batch: there a step of
+6 was ahead by less than the noise, and 4 locks less often into loops.
 """
 
 from itertools import count, product

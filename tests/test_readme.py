@@ -40,6 +40,26 @@ def comparison_table(folder):
     return "\n".join(lines)
 
 
+def control_table():
+    """The README's table of the bench `control`."""
+    summary = json.loads((RESULTS / "control" / "results.json").read_text())["summary"]
+    lines = ["| environment | agent | before | after |", "|---|---|---|---|"]
+    for key in summary:
+        if key.endswith(".return_after"):
+            run = key.removesuffix(".return_after")
+            env_id, label = run.split(".")
+            before, after = (
+                interval(summary, f"{run}.{name}", 0) for name in ("return_before", "return_after")
+            )
+            lines.append(f"| {env_id} | {ALGORITHMS[label].title} | {before} | {after} |")
+    # What "reinforce" does with one update a batch is no part of its name here.
+    return "\n".join(lines).replace(ALGORITHMS["reinforce"].title, "on-policy")
+
+
+def test_the_control_table_is_the_committed_result():
+    assert control_table() in README
+
+
 @pytest.mark.parametrize("name", ["compare-15-9", "compare-15-9-paper"])
 def test_the_comparison_table_is_the_committed_result(name):
     assert comparison_table(RESULTS / name) in README

@@ -106,6 +106,11 @@ class Agent(ABC):
         return 0.0
 
     @property
+    def exploration_follows(self) -> bool:
+        """Whether Q_τ makes each step of P_w too."""
+        return True
+
+    @property
     def memory_size(self) -> int:
         """Trajectories that the learner keeps."""
         return 0

@@ -9,9 +9,12 @@
         w += ρ · mean_b W_b g_b;   score_b = min(p_now / p_drawn, clip) · ‖g_b‖
 
 Variants: "replay" is all of this; "mixture" leaves out the memory, and every step is unbiased;
-"paper" is Algorithm 2 of seed 001 to the letter (all trajectories from Q_τ, unbounded weights,
-τ += η ‖d‖² ∇ log q), unbiased, and it diverges: it is there to be seen.
-The replayed steps have one bias, the truncation at `ratio_clip` (none at infinity).
+"paper" is Algorithm 2 of seed 001 to the letter (all trajectories from a free Q_τ, unbounded
+weights, τ += η ‖d‖² ∇ log q), unbiased, and it diverges: it is there to be seen. In the others τ
+makes each step of w too, and what its own steps learn is the difference, which stays bounded.
+The replayed steps have one bias, the truncation at `ratio_clip` (none at infinity). All this holds
+for tables on the gridworld; what networks add (standardised advantages, no factor γ^t, ratios of
+single steps, a trust region) is said in `neural.py`.
 """
 
 import math
@@ -41,7 +44,8 @@ class AWSGDConfig(AgentConfig):
     """Step size η of τ, on squared norms divided by their running mean. Default: 0.03 with tables,
     0.001 with networks."""
     exploration_bound: float | None = None
-    """Largest difference of τ from w. Default: 3 log-odds with tables, 1 in norm with networks."""
+    """Largest difference of τ from w. Default: 3 log-odds with tables, 1 in norm with networks;
+    none for the variant "paper"."""
     memory: int | None = None
     """Trajectories kept for replay. Default: 100 with tables, 64 with networks."""
     uniform_share: float = 0.5
@@ -57,6 +61,7 @@ class AWSGD(Agent):
     @classmethod
     def defaults(cls, policy: str, config: Any) -> dict[str, Any]:
         """Return what `None` options stand for."""
+        free = config.variant == "paper"
         if policy == "TablePolicy":
             return {
                 "batch_size": 20,
@@ -66,7 +71,7 @@ class AWSGD(Agent):
                 "discount": 0.999,
                 "memory": 100,
                 "exploration_learning_rate": 0.03,
-                "exploration_bound": 3.0,
+                "exploration_bound": math.inf if free else 3.0,
                 "exploration_share": 0.5 if config.variant == "mixture" else 0.2,
             }
         return {
@@ -77,7 +82,7 @@ class AWSGD(Agent):
             "discount": 0.99,
             "memory": 64,
             "exploration_learning_rate": 1e-3,
-            "exploration_bound": 1.0,
+            "exploration_bound": math.inf if free else 1.0,
             "exploration_share": 0.5 if config.variant == "mixture" else 0.0,
         }
 
@@ -98,6 +103,11 @@ class AWSGD(Agent):
         return 1.0 if self.config.variant == "paper" else share
 
     @property
+    def exploration_follows(self) -> bool:
+        """Whether Q_τ makes each step of P_w too."""
+        return bool(self.config.variant != "paper")
+
+    @property
     def memory_size(self) -> int:
         """Trajectories that the learner keeps."""
         size: int = self.config.memory
@@ -110,7 +120,8 @@ class AWSGD(Agent):
         validation.require_name("variant", config.variant, ("replay", "mixture", "paper"))
         validation.require_fraction("exploration_share", config.exploration_share)
         validation.require_positive("exploration_learning_rate", config.exploration_learning_rate)
-        validation.require_positive("exploration_bound", config.exploration_bound)
+        if config.exploration_bound != math.inf:
+            validation.require_positive("exploration_bound", config.exploration_bound)
         validation.require_probability("uniform_share", config.uniform_share)
         validation.require_integer("memory", config.memory, config.batch_size)
 
@@ -121,9 +132,9 @@ class AWSGD(Agent):
         fresh = learner.collect(n - explored, explored)
         weights, exploration_ratio = self.weigh(fresh, explored / n)
         signal = learner.signal(fresh)
-        measured = self.measure(fresh, weights, signal, learner.ascend(fresh, weights))
-        if explored:
+        if explored:  # before w moves, and τ with it: the coefficients are for τ as it drew
             self.explore(fresh, weights * signal, exploration_ratio)
+        measured = self.measure(fresh, weights, signal, learner.ascend(fresh, weights))
         learner.fit_values(fresh, weights)
         if self.config.variant == "replay":
             slots = learner.remember(fresh)

@@ -58,7 +58,7 @@ class Learner(Protocol):
         """Return [B] the norm of each trajectory's gradient."""
 
     def ascend(self, trajectories: Any, weights: Tensor, step_clip: float | None = None) -> float:
-        """Step w along mean_b weights_b g_b, τ with it; return the norm of that mean."""
+        """Step w along mean_b weights_b g_b (τ may follow); return the norm of that mean."""
 
     def ascend_exploration(self, trajectories: Any, coefficients: Tensor) -> None:
         """Step τ along mean_b coefficients_b ∇ log q_τ, and keep it near w."""
@@ -97,6 +97,7 @@ def make_learner(agent: "Agent") -> Learner:
             learning_rate=config.learning_rate,
             exploration_learning_rate=getattr(config, "exploration_learning_rate", 0.0),
             exploration_bound=getattr(config, "exploration_bound", 0.0),
+            exploration_follows=agent.exploration_follows,
             value_rate=config.value_rate,
             discount=config.discount,
             reward_scale=config.reward_scale,
@@ -121,6 +122,7 @@ def make_learner(agent: "Agent") -> Learner:
         learning_rate=config.learning_rate,
         exploration_learning_rate=getattr(config, "exploration_learning_rate", 0.0),
         exploration_bound=getattr(config, "exploration_bound", 0.0),
+        exploration_follows=agent.exploration_follows,
         discount=config.discount,
         reward_scale=1.0 if config.reward_scale is None else config.reward_scale,
         trace_decay=config.trace_decay,

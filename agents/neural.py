@@ -42,6 +42,7 @@ class NeuralLearner:
         exploration_learning_rate: Step size of tau.
         exploration_optimizer: Name of a class in `torch.optim` for tau. None: as `optimizer`.
         exploration_bound: Largest L2 norm of tau - w. None: no bound.
+        exploration_follows: Whether tau makes each step of w too.
         discount: Discount per step, in (0, 1].
         trace_decay: lambda of the V-trace targets, in [0, 1]. 1: the advantage is the reward-to-go
             less the state value, which is unbiased.
@@ -92,6 +93,7 @@ class NeuralLearner:
         exploration_learning_rate: float = 1e-3,
         exploration_optimizer: str | None = None,
         exploration_bound: float | None = 1.0,
+        exploration_follows: bool = True,
         discount: float = 0.99,
         trace_decay: float = 0.95,
         memory: int = 0,
@@ -148,6 +150,7 @@ class NeuralLearner:
         self.entropy_coefficient = entropy_coefficient
         self.max_gradient_norm = max_gradient_norm
         self.exploration_bound = exploration_bound
+        self.exploration_follows = exploration_follows
         self.trust_region = trust_region
         self.values_updates = values_updates
         self.normalise_advantages = _default(normalise_advantages, not table)
@@ -358,11 +361,11 @@ class NeuralLearner:
         norm = nn.utils.clip_grad_norm_(parameters, limit)
         before = [parameter.detach().clone() for parameter in parameters]
         self.optimizers["policy"].step()
-        with torch.no_grad():
-            for old, new, tau in zip(
-                before, parameters, self.exploration.parameters(), strict=True
-            ):
-                tau.add_(new - old)
+        if self.exploration_follows:
+            followers = self.exploration.parameters()
+            with torch.no_grad():
+                for old, new, tau in zip(before, parameters, followers, strict=True):
+                    tau.add_(new - old)
         self.metrics.update(
             policy_gradient_loss=-float(gain.detach()),
             entropy_loss=-float(entropy.detach()),

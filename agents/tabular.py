@@ -102,8 +102,8 @@ class RowMemory:
 class TabularLearner:
     """Tables on the gridworld: log-odds [S, A] of P_w and Q_τ, and a value per state.
 
-    P_w's step is plain SGD. Q_τ makes each step of P_w too, so that what its own steps learn is the
-    difference τ − w, which stays within `exploration_bound`.
+    P_w's step is plain SGD. Q_τ makes each step of P_w too (unless told not to), so that what its
+    own steps learn is the difference τ − w, which stays within `exploration_bound`.
 
     The objective is the expected discounted return of an episode *of at most the horizon's length*,
     for which every estimate here is unbiased; a truncated episode has no value left at its end.
@@ -114,6 +114,7 @@ class TabularLearner:
         learning_rate: step size ρ of w.
         exploration_learning_rate: step size η of τ.
         exploration_bound: largest |τ − w|, in log-odds.
+        exploration_follows: whether τ makes each step of w too.
         value_rate: share of the way that one visit moves a state's value to a batch's mean return.
         discount: in (0, 1].
         reward_scale: rewards are multiplied by it; None for 1 / the largest absolute reward.
@@ -134,6 +135,7 @@ class TabularLearner:
         learning_rate: float,
         exploration_learning_rate: float = 0.03,
         exploration_bound: float = 3.0,
+        exploration_follows: bool = True,
         value_rate: float = 0.1,
         discount: float = 0.999,
         reward_scale: float | None = None,
@@ -145,6 +147,7 @@ class TabularLearner:
         self.learning_rate = learning_rate
         self.exploration_learning_rate = exploration_learning_rate
         self.exploration_bound = exploration_bound
+        self.exploration_follows = exploration_follows
         self.value_rate = value_rate
         self.discount = discount
         self.reward_to_go = reward_to_go
@@ -246,12 +249,13 @@ class TabularLearner:
     def ascend(
         self, trajectories: TabularTrajectories, weights: Tensor, step_clip: float | None = None
     ) -> float:
-        """Step w (and τ with it) along mean_b weights_b g_b; return that mean's norm."""
+        """Step w (τ may follow) along mean_b weights_b g_b; return that mean's norm."""
         _refuse(step_clip)
         touched = self._accumulate(trajectories, weights)
         norm = float(np.linalg.norm(self._scratch[touched, :-1]))
         tables.apply(self.target, touched, self._scratch, self.learning_rate)
-        tables.apply(self.exploration, touched, self._scratch, self.learning_rate)
+        if self.exploration_follows:
+            tables.apply(self.exploration, touched, self._scratch, self.learning_rate)
         tables.clear(touched, self._scratch)
         return norm
 

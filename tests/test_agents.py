@@ -80,6 +80,23 @@ def test_predict_save_load_and_sb3s_evaluation(agent_class, policy, env, tmp_pat
     assert np.isfinite(deviation)
 
 
+@pytest.mark.parametrize(("policy", "env"), [("TablePolicy", GRID), ("MlpPolicy", "CartPole-v1")])
+@pytest.mark.parametrize(("variant", "follows"), [("mixture", True), ("paper", False)])
+def test_only_the_papers_exploration_policy_is_free_of_the_target_policy(
+    policy, env, variant, follows
+):
+    agent = AWSGD(policy, env, seed=0, variant=variant, batch_size=4)
+    fresh = agent.learner.collect(4, 0)
+    before = agent.learner.log_exploration(fresh)
+    agent.learner.ascend(fresh, torch.ones(4, dtype=torch.float64))
+    moved = not torch.equal(agent.learner.log_exploration(fresh), before)
+    assert moved == follows
+    torch.testing.assert_close(
+        agent.learner.log_exploration(fresh),
+        agent.learner.log_target(fresh) if follows else before,
+    )
+
+
 def test_learn_counts_steps_or_episodes_stops_at_false_and_goes_on():
     agent = Reinforce("TablePolicy", small_env(), seed=0)
     agent.learn(500)

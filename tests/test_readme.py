@@ -2,6 +2,7 @@
 
 import json
 import re
+import statistics
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,21 @@ def test_the_comparison_table_is_the_committed_result(name):
 def test_the_ratios_are_the_committed_results(name, ratio):
     summary = json.loads((RESULTS / name / "results.json").read_text())["summary"]
     assert interval(summary, ratio, 2) in README
+
+
+def test_the_time_a_map_takes_is_the_committed_result():
+    rows = json.loads((RESULTS / "compare-15-9" / "results.json").read_text())["rows"]
+    ours, theirs = (
+        statistics.mean(row["seconds"] for row in rows if row["algorithm"] == label)
+        for label in ("awsgd", "reinforce-equal")
+    )
+    assert f"{ours:.1f} s a map against {theirs:.1f} s" in README
+
+
+def test_the_variants_are_the_committed_result():
+    results = json.loads((RESULTS / "compare-15-9-variants" / "results.json").read_text())
+    for label in ("awsgd-paper", "awsgd-mixture"):
+        assert interval(results["summary"], f"{label}.success_mean", 3) in README
 
 
 def test_the_speeds_are_the_committed_result():

@@ -89,21 +89,25 @@ def make_learner(agent: "Agent") -> Learner:
     from awsgd_rl.agents.tabular import TabularLearner
 
     config = agent.config
+    common = {
+        "seed": agent.seed,
+        "learning_rate": config.learning_rate,
+        "discount": config.discount,
+        "memory": agent.memory_size,
+        # On-policy agents have no options for Q_τ, which then stays where w is.
+        "exploration_learning_rate": getattr(config, "exploration_learning_rate", 0.0),
+        "exploration_bound": getattr(config, "exploration_bound", 0.0),
+        "exploration_follows": agent.exploration_follows,
+    }
     grid = _gridworld(agent.env) if agent.policy == "TablePolicy" else None
     if grid is not None and config.horizon in (None, grid.horizon):
         return TabularLearner(
             grid,
-            seed=agent.seed,
-            learning_rate=config.learning_rate,
-            exploration_learning_rate=getattr(config, "exploration_learning_rate", 0.0),
-            exploration_bound=getattr(config, "exploration_bound", 0.0),
-            exploration_follows=agent.exploration_follows,
             value_rate=config.value_rate,
-            discount=config.discount,
             reward_scale=config.reward_scale,
             reward_to_go=config.reward_to_go,
             baseline=config.baseline,
-            memory=agent.memory_size,
+            **common,
         )
     if not (config.reward_to_go and config.baseline):
         raise ValueError(
@@ -114,22 +118,16 @@ def make_learner(agent: "Agent") -> Learner:
     return NeuralLearner(
         agent.env,
         kind="table" if table else "mlp",
-        seed=agent.seed,
         device=agent.device,
         n_envs=config.n_envs,
         horizon=config.horizon,
         hidden_sizes=config.hidden_sizes,
-        learning_rate=config.learning_rate,
-        exploration_learning_rate=getattr(config, "exploration_learning_rate", 0.0),
-        exploration_bound=getattr(config, "exploration_bound", 0.0),
-        exploration_follows=agent.exploration_follows,
-        discount=config.discount,
         reward_scale=1.0 if config.reward_scale is None else config.reward_scale,
         trace_decay=config.trace_decay,
         entropy_coefficient=config.entropy_coefficient,
         max_gradient_norm=None if table else config.max_gradient_norm,
         normalise_observations=config.normalise_observations,
-        memory=agent.memory_size,
+        **common,
     )
 
 

@@ -161,7 +161,7 @@ class TabularLearner:
         zeros = np.zeros((n_states, n_actions))
         self.target = tables.make_table(zeros)
         self.exploration = tables.make_table(zeros)
-        self.values = np.zeros(n_states)
+        self.values = np.zeros(n_states)  # they stay zero without a baseline
         self.memory = RowMemory(memory, n_actions) if memory else None
         # Streams of their own, so that evaluating in between does not change the training.
         self._rng, self._predict_rng = np.random.default_rng(seed).spawn(2)
@@ -234,9 +234,7 @@ class TabularLearner:
         """Return [B] norms of the trajectories' gradients (unweighted)."""
         _refuse(step_clip)
         return torch.from_numpy(
-            tables.gradient_norms(
-                trajectories.rows, trajectories.which, self.target, self._baseline()
-            )
+            tables.gradient_norms(trajectories.rows, trajectories.which, self.target, self.values)
         )
 
     def gradient(self, trajectories: TabularTrajectories, weights: Tensor) -> NDArray[np.float64]:
@@ -330,16 +328,13 @@ class TabularLearner:
         self.exploration = tables.make_table(checked["exploration.logits"])
         self.values = checked["values"].copy()
 
-    def _baseline(self) -> NDArray[np.float64]:
-        return self.values  # stays zero without a baseline
-
     def _accumulate(self, trajectories: TabularTrajectories, weights: Tensor) -> NDArray[np.int64]:
         touched: NDArray[np.int64] = tables.add_gradients(
             trajectories.rows,
             trajectories.which,
             weights.numpy() / len(trajectories),
             self.target,
-            self._baseline(),
+            self.values,
             self._scratch,
         )
         return touched

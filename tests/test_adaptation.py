@@ -160,7 +160,9 @@ class TestScoreFunction:
         adaptation = ScoreFunctionAdaptation(proposal, torch.optim.SGD(tau.parameters(), lr=0.1))
         table.weight.grad = torch.full((1, 3), 7.0)
         observations = torch.zeros(4, 1, dtype=torch.long)
-        draw = proposal.draw(4, generator=generator(), given=observations)
+        # Unlike items: four equal ones would have equal norms, and centring would leave τ as it is.
+        items = torch.arange(4)
+        draw = Draw(items, proposal.log_prob(items, given=observations).detach())
         before = tau.bias.detach().clone()
         adaptation.update(draw, NORMS[draw.items], log_p(4), given=observations)
         assert (table.weight.grad == 7.0).all()

@@ -111,6 +111,11 @@ class Agent(ABC):
         return True
 
     @property
+    def uses_critic(self) -> bool:
+        """Whether gradients are those of a critic (tables on the gridworld)."""
+        return False
+
+    @property
     def memory_size(self) -> int:
         """Trajectories that the learner keeps."""
         return 0

@@ -2,19 +2,22 @@
 
     collect trajectories from (1 − α) P_w + α Q_τ                          seed 001 §7
     w += ρ · mean_b W_b g_b,       W = p / ((1 − α) p + α q) ≤ 1 / (1 − α)   seed 004
-    τ += η · mean_b (‖W_b g_b‖² − mean) r_b ∇ log q_τ,   r = α q / ((1 − α) p + α q)
-    store them, scored by ‖W g‖; then `updates` − 1 times:                  seeds 003, 004
+    learn Q_τ from W ‖g‖, so that W g varies less                           `exploration.py`
+    store them with a score each; then `updates` − 1 times:                 seeds 003, 004
         draw b ~ table of scores (mixed with uniform)
+        learn the critic from them; the score becomes by how much they moved it   `critic.py`
         W_b = min(p_now / p_drawn, clip) / (N · table_b)
-        w += ρ · mean_b W_b g_b;   score_b = min(p_now / p_drawn, clip) · ‖g_b‖
+        w += ρ · mean_b W_b g_b
 
-Variants: "replay" is all of this; "mixture" leaves out the memory, and every step is unbiased;
-"paper" is Algorithm 2 of seed 001 to the letter (all trajectories from a free Q_τ, unbounded
-weights, τ += η ‖d‖² ∇ log q), unbiased, and it diverges: it is there to be seen. In the others τ
-makes each step of w too, and what its own steps learn is the difference, which stays bounded.
-The replayed steps have one bias, the truncation at `ratio_clip` (none at infinity). All this holds
-for tables on the gridworld; what networks add (standardised advantages, no factor γ^t, ratios of
-single steps, a trust region) is said in `neural.py`.
+Variants: "replay" is all of this; "mixture" leaves out the memory and the critic, and every step is
+unbiased; "paper" is Algorithm 2 of seed 001 to the letter (all trajectories from a free Q_τ,
+unbounded weights, τ += η ‖d‖² ∇ log q), unbiased, and it diverges: it is there to be seen.
+
+The replay has two biases: the truncation at `ratio_clip` (none at infinity) and the error of the
+critic, whose gradient g takes the place of the returns' (none with `critic=False`; the score is
+then W ‖g‖). All this holds for tables on the gridworld; what networks have (no critic of actions,
+τ += η · mean_b (‖W_b g_b‖² − mean) r_b ∇ log q_τ in seed 001's way, standardised advantages, no
+factor γ^t, ratios of single steps, a trust region) is said in `neural.py`.
 """
 
 import math
@@ -25,11 +28,11 @@ import torch
 from torch import Tensor
 
 from awsgd_rl import validation
-from awsgd_rl.adaptation import RunningScale, TableAdaptation, score_function_coefficients
+from awsgd_rl.adaptation import TableAdaptation
 from awsgd_rl.agents.agent import Agent
 from awsgd_rl.agents.config import AgentConfig
 from awsgd_rl.proposals import TableProposal
-from awsgd_rl.weights import importance_weights, truncated_weights
+from awsgd_rl.weights import importance_weights
 
 
 @dataclass(frozen=True)
@@ -41,11 +44,13 @@ class AWSGDConfig(AgentConfig):
     exploration_share: float | None = None
     """α in [0, 1): share of each batch that Q_τ draws. Default: depends on variant and policy."""
     exploration_learning_rate: float | None = None
-    """Step size η of τ, on squared norms divided by their running mean. Default: 0.03 with tables,
-    0.001 with networks."""
+    """Step size η of τ, on squared norms divided by their running mean: networks, and tables in the
+    variant "paper". Default: 0.001 with networks, 0.03 with tables."""
     exploration_bound: float | None = None
-    """Largest difference of τ from w. Default: 3 log-odds with tables, 1 in norm with networks;
-    none for the variant "paper"."""
+    """Networks: largest norm of τ − w. Default: 1, none for the variant "paper"."""
+    critic: bool = True
+    """Variant "replay" with tables: gradients are those of a critic learned from what is replayed,
+    which is their one bias beside the truncation of ratios. False: of the returns."""
     memory: int | None = None
     """Trajectories kept for replay. Default: 100 with tables, 64 with networks."""
     uniform_share: float = 0.5
@@ -63,15 +68,17 @@ class AWSGD(Agent):
         """Return what `None` options stand for."""
         free = config.variant == "paper"
         if policy == "TablePolicy":
+            # A critic's gradient varies so little that smaller batches and larger steps pay.
+            batch_size, learning_rate = (10, 16.0) if _uses_critic(config) else (20, 4.0)
             return {
-                "batch_size": 20,
+                "batch_size": batch_size,
                 "updates": 16,
-                "learning_rate": 4.0,
+                "learning_rate": learning_rate,
                 "value_rate": 0.01,
                 "discount": 0.999,
                 "memory": 100,
                 "exploration_learning_rate": 0.03,
-                "exploration_bound": math.inf if free else 3.0,
+                "exploration_bound": math.inf,
                 "exploration_share": 0.5 if config.variant == "mixture" else 0.2,
             }
         return {
@@ -89,7 +96,6 @@ class AWSGD(Agent):
     def __init__(self, policy: str, env: Any, **arguments: Any) -> None:
         super().__init__(policy, env, **arguments)
         device = self.learner.device
-        self.scale = RunningScale().to(device)
         self.table = TableProposal(self.config.memory, uniform_share=self.config.uniform_share).to(
             device
         )
@@ -113,6 +119,11 @@ class AWSGD(Agent):
         size: int = self.config.memory
         return size if self.config.variant == "replay" else 0
 
+    @property
+    def uses_critic(self) -> bool:
+        """Whether gradients are those of a critic."""
+        return _uses_critic(self.config)
+
     @classmethod
     def check(cls, config: Any) -> None:
         """Refuse options that are out of range."""
@@ -135,11 +146,11 @@ class AWSGD(Agent):
         if explored:  # before w moves, and τ with it: the coefficients are for τ as it drew
             self.explore(fresh, weights * signal, exploration_ratio)
         measured = self.measure(fresh, weights, signal, learner.ascend(fresh, weights))
-        learner.fit_values(fresh, weights)
+        errors = learner.fit_values(fresh, weights)
         if self.config.variant == "replay":
             slots = learner.remember(fresh)
             self.table.fill(max(self.table.filled, int(slots.max()) + 1))
-            self.table.set_scores(slots, weights * signal)
+            self.table.set_scores(slots, weights * signal if errors is None else errors)
             self.replay(n, self.config.updates - 1)
         return measured
 
@@ -156,13 +167,11 @@ class AWSGD(Agent):
         return importance_weights(log_p, fresh.log_drawn), ratio
 
     def explore(self, fresh: Any, norms: Tensor, exploration_ratio: Tensor) -> None:
-        """Step τ down the second moment of the weighted gradient (seed 001 eq. 11)."""
-        squared = norms.square()
+        """Move Q_τ to where the weighted gradient varies less."""
         if self.config.variant == "paper":
-            coefficients = squared
+            self.learner.ascend_exploration(fresh, norms.square() * exploration_ratio)
         else:
-            coefficients = score_function_coefficients(squared, scale=self.scale.update(squared))
-        self.learner.ascend_exploration(fresh, coefficients * exploration_ratio)
+            self.learner.explore(fresh, norms, exploration_ratio)
 
     def replay(self, n: int, updates: int) -> None:
         """Take steps on `n` past trajectories each, drawn by the table of their gradient norms.
@@ -172,18 +181,14 @@ class AWSGD(Agent):
         """
         if updates == 0:
             return
-        learner, clip = self.learner, self.config.ratio_clip
         draw = self.table.draw(n * updates, generator=self.generator)
         log_uniform = torch.full_like(draw.log_q, -math.log(self.table.filled))
-        memory_weights = importance_weights(log_uniform, draw.log_q).reshape(updates, n)
-        scores = []
-        for items, weights in zip(draw.items.reshape(updates, n), memory_weights, strict=True):
-            past = learner.recall(items)
-            if learner.ratio == "step":
-                scores.append(learner.signal(past, clip))
-                learner.ascend(past, weights, clip)
-            else:
-                ratio = truncated_weights(learner.log_target(past), past.log_drawn, clip)
-                scores.append(ratio * learner.signal(past))
-                learner.ascend(past, ratio * weights)
-        self.adaptation.update(draw, torch.cat(scores), log_uniform)
+        weights = importance_weights(log_uniform, draw.log_q).reshape(updates, n)
+        slots = draw.items.reshape(updates, n)
+        scores = self.learner.replay(slots, weights, self.config.ratio_clip)
+        self.adaptation.update(draw, scores.flatten(), log_uniform)
+
+
+def _uses_critic(config: AWSGDConfig) -> bool:
+    returns = not (config.baseline and config.reward_to_go)
+    return config.critic and config.variant == "replay" and not returns

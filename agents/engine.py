@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
-from awsgd_rl.agents.tables import COUNT, DISCOUNTED, RETURNS, Floats, Ints, Rows, Table
+from awsgd_rl.agents.tables import COUNT, DISCOUNTED, MOVES, RETURNS, Floats, Ints, Rows, Table
 
 GOAL, TRAP, HORIZON = 0, 1, 2
 """How an episode ended (the values of `Outcomes.end`)."""
@@ -119,9 +119,8 @@ def _rollout_range(
                 row_of[s] = row
                 state[row] = s
                 for k in range(n_actions):
-                    sums[row, k, COUNT] = 0.0
-                    sums[row, k, DISCOUNTED] = 0.0
-                    sums[row, k, RETURNS] = 0.0
+                    for j in range(sums.shape[2]):
+                        sums[row, k, j] = 0.0
                 n_rows += 1
             sums[row, a, COUNT] += 1.0
             sums[row, a, DISCOUNTED] += power
@@ -133,6 +132,7 @@ def _rollout_range(
                 u = float(np.int64(_mix(stream) >> np.uint64(11))) * unit
                 if u < slip:
                     move = (a + (_RIGHT if u < 0.5 * slip else _LEFT)) & _LEFT
+                sums[row, a, np.uintp(MOVES) + move] += 1.0
             gain = reward[s, move]
             s = np.uintp(next_state[s, move])
             so_far += power * gain
@@ -154,6 +154,11 @@ def _rollout_range(
         end[b] = ending
 
 
+def sums_of(grid: Grid) -> int:
+    """Return the size of the last axis of `Rows.sums`."""
+    return MOVES + grid.next_state.shape[1] if grid.slip > 0 else MOVES
+
+
 def make_room(grid: Grid, n: int) -> Rows:
     """Return memory for `n` episodes of any length; only the rows that get written take any."""
     n_states, n_actions = grid.next_state.shape
@@ -162,7 +167,7 @@ def make_room(grid: Grid, n: int) -> Rows:
         np.zeros(n, np.int64),
         np.zeros(n, np.int64),
         np.empty(most, np.int32),
-        np.empty((most, n_actions, 3)),
+        np.empty((most, n_actions, sums_of(grid))),
     )
 
 

@@ -58,13 +58,19 @@ class Learner(Protocol):
         """Return [B] the norm of each trajectory's gradient."""
 
     def ascend(self, trajectories: Any, weights: Tensor, step_clip: float | None = None) -> float:
-        """Step w along mean_b weights_b g_b (τ may follow); return the norm of that mean."""
+        """Step w along mean_b weights_b g_b; return the norm of that mean."""
+
+    def replay(self, slots: Tensor, weights: Tensor, clip: float) -> Tensor:
+        """Take U steps on n past trajectories each, slots [U, n]; return their scores [U, n]."""
 
     def ascend_exploration(self, trajectories: Any, coefficients: Tensor) -> None:
-        """Step τ along mean_b coefficients_b ∇ log q_τ, and keep it near w."""
+        """Step τ along mean_b coefficients_b ∇ log q_τ (seed 001, eq. 11)."""
 
-    def fit_values(self, trajectories: Any, weights: Tensor) -> None:
-        """Fit the state values to fresh trajectories."""
+    def explore(self, trajectories: Any, norms: Tensor, ratios: Tensor) -> None:
+        """Learn Q_τ from weighted gradient norms [B] and [B] share·q / mixture."""
+
+    def fit_values(self, trajectories: Any, weights: Tensor) -> Tensor | None:
+        """Fit the values to fresh trajectories; return replay scores [B] if not those of ‖W g‖."""
 
     def predict(self, observation: Any, deterministic: bool) -> NDArray[Any]:
         """Return actions of P_w."""
@@ -96,8 +102,6 @@ def make_learner(agent: "Agent") -> Learner:
         "memory": agent.memory_size,
         # On-policy agents have no options for Q_τ, which then stays where w is.
         "exploration_learning_rate": getattr(config, "exploration_learning_rate", 0.0),
-        "exploration_bound": getattr(config, "exploration_bound", 0.0),
-        "exploration_follows": agent.exploration_follows,
     }
     grid = _gridworld(agent.env) if agent.policy == "TablePolicy" else None
     if grid is not None and config.horizon in (None, grid.horizon):
@@ -107,6 +111,8 @@ def make_learner(agent: "Agent") -> Learner:
             reward_scale=config.reward_scale,
             reward_to_go=config.reward_to_go,
             baseline=config.baseline,
+            critic=agent.uses_critic,
+            fit_exploration=agent.exploration_follows and agent.exploration_share > 0.0,
             **common,
         )
     if not (config.reward_to_go and config.baseline):
@@ -127,6 +133,8 @@ def make_learner(agent: "Agent") -> Learner:
         entropy_coefficient=config.entropy_coefficient,
         max_gradient_norm=None if table else config.max_gradient_norm,
         normalise_observations=config.normalise_observations,
+        exploration_bound=getattr(config, "exploration_bound", 0.0),
+        exploration_follows=agent.exploration_follows,
         **common,
     )
 

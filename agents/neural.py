@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from awsgd_rl.adaptation import RunningScale, score_function_coefficients
 from awsgd_rl.agents.module_state import flatten_state, restore_state
 from awsgd_rl.agents.networks import Body, Kind, ObservationNormaliser, ValueFunction
 from awsgd_rl.agents.policy_networks import Policy, make_policy
@@ -159,6 +160,7 @@ class NeuralLearner:
 
         # One seed for each use, so that evaluating in between does not change the training.
         seeds = np.random.SeedSequence(seed).generate_state(4)
+        self._norm_scale = RunningScale().to(self.device)
         weights_generator = torch.Generator().manual_seed(int(seeds[0]))
         self._generator = torch.Generator(self.device).manual_seed(int(seeds[1]))
         self._predict_generator = torch.Generator(self.device).manual_seed(int(seeds[2]))
@@ -457,6 +459,33 @@ class NeuralLearner:
             self._features(trajectories.observations[:-1]), coefficients.unsqueeze(-1) * scores
         )
         return gradients.double().flatten(1).square().sum(1).sqrt()
+
+    def explore(self, trajectories: Trajectories, norms: Tensor, ratios: Tensor) -> None:
+        """Step τ down the second moment of the weighted gradient (seed 001, eq. 11).
+
+        Args:
+            trajectories: B fresh ones.
+            norms: [B] weighted gradient norms.
+            ratios: [B] share of the mixture's density that is Q_τ's.
+        """
+        squared = norms.square()
+        coefficients = score_function_coefficients(squared, scale=self._norm_scale.update(squared))
+        self.ascend_exploration(trajectories, coefficients * ratios)
+
+    def replay(self, slots: Tensor, weights: Tensor, clip: float) -> Tensor:
+        """Take U steps on n past trajectories each, slots [U, n]; return their scores [U, n].
+
+        Args:
+            slots: [U, n] of the memory.
+            weights: [U, n] of the draw.
+            clip: largest ratio of single steps.
+        """
+        scores = []
+        for items, shares in zip(slots, weights, strict=True):
+            past = self.recall(items)
+            scores.append(self.signal(past, clip))
+            self.ascend(past, shares, clip)
+        return torch.stack(scores)
 
     def _gradient_norms(self, trajectories: Trajectories, coefficients: Tensor) -> Tensor:
         parameters = {name: p.detach() for name, p in self.policy.named_parameters()}

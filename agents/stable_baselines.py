@@ -92,17 +92,19 @@ class StableBaselines:
 
     def _make_model(self, device: str) -> "BaseAlgorithm":
         import stable_baselines3
-        from stable_baselines3.common.monitor import Monitor
+
+        from awsgd_rl.agents.sb3_vec_env import make_vec_env
 
         algorithm = getattr(stable_baselines3, self.algorithm.upper())
+        settings = asdict(self.config)
+        envs = make_vec_env(self.env, settings.pop("n_envs"), settings.pop("reward_scale"))
         model: BaseAlgorithm = algorithm(
             "MlpPolicy",
-            # Monitor's own file would be opened here, before anything is learned.
-            Monitor(self.env),
+            envs,
             seed=self.seed,
             device=device,
             tensorboard_log=self._tensorboard_log,
-            **asdict(self.config),
+            **settings,
         )
         return model
 
@@ -122,7 +124,8 @@ class StableBaselines:
 
         Args:
             total_timesteps: Environment steps; rounded up to whole batches.
-            total_episodes: Episodes, met exactly; the unfinished batch at the end is not used.
+            total_episodes: Episodes, met exactly with one environment (with several, those that
+                end in the same step count too); the unfinished batch at the end is not used.
             callback: Called with the agent after each entry of the history; False stops.
             progress_bar: Show Stable-Baselines3's own bar (needs tqdm).
 
@@ -160,6 +163,35 @@ class StableBaselines:
     ) -> tuple[NDArray[Any], tuple[NDArray[Any], ...] | None]:
         """Return actions for observations, as every Stable-Baselines3 model does."""
         return self.model.predict(np.asarray(observation), state, episode_start, deterministic)
+
+    def policy_table(self) -> NDArray[np.float64]:
+        """Return [S, A] the action probabilities in every state of a Discrete observation space.
+
+        Raises:
+            ValueError: If the observations or actions are not Discrete, or the algorithm has no
+                stochastic policy (DQN).
+        """
+        import torch
+
+        observed, actions = self.env.observation_space, self.env.action_space
+        policy: Any = self.model.policy
+        if not (
+            isinstance(observed, spaces.Discrete)
+            and isinstance(actions, spaces.Discrete)
+            and hasattr(policy, "get_distribution")
+        ):
+            raise ValueError(
+                f"{self.algorithm} on {observed} and {actions} has no table of action "
+                "probabilities, expected a2c or ppo on Discrete spaces"
+            )
+        table = np.empty((int(observed.n), int(actions.n)))
+        with torch.no_grad():
+            # One-hot vectors of many states at once would take as much memory as states squared.
+            for states in np.array_split(np.arange(observed.n), -(-observed.n // 512)):
+                batch = torch.as_tensor(states + observed.start, device=policy.device)
+                logits = policy.get_distribution(batch).distribution.logits.double()
+                table[states] = logits.softmax(-1).cpu().numpy()
+        return table
 
     def save(self, path: str | Path) -> None:
         """Write the agent into the folder `path`: agent.json and parameters.safetensors.

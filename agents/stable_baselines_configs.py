@@ -1,4 +1,7 @@
-"""Settings of Stable-Baselines3's algorithms, under its names and with its defaults."""
+"""Settings of Stable-Baselines3's algorithms, under its names and with its defaults.
+
+`n_envs` and `reward_scale` are of the environments that they are given.
+"""
 
 from dataclasses import dataclass, fields
 from typing import Final
@@ -30,6 +33,10 @@ class A2CConfig:
     """Weight of the value loss."""
     max_grad_norm: float = 0.5
     """Largest norm of the gradient."""
+    n_envs: int = 1
+    """Environments that step side by side; `n_steps` is of each of them."""
+    reward_scale: float = 1.0
+    """Rewards are multiplied by this for learning; returns are reported without."""
 
     def __post_init__(self) -> None:
         _check(self)
@@ -44,7 +51,7 @@ class PPOConfig:
     n_steps: int = 2048
     """Environment steps between two rounds of updates, 2 or more."""
     batch_size: int = 64
-    """Steps in one update, 2 or more; a divisor of `n_steps`."""
+    """Steps in one update, 2 or more; a divisor of `n_steps` times `n_envs`."""
     n_epochs: int = 10
     """Passes over the steps in one round of updates."""
     gamma: float = 0.99
@@ -53,18 +60,26 @@ class PPOConfig:
     """Bias against variance of the advantage, in [0, 1]."""
     clip_range: float = 0.2
     """How far a probability ratio may leave 1 before its gradient is cut."""
+    normalize_advantage: bool = True
+    """Standardise the advantages of each update."""
     ent_coef: float = 0.0
     """Weight of the entropy bonus."""
     vf_coef: float = 0.5
     """Weight of the value loss."""
     max_grad_norm: float = 0.5
     """Largest norm of the gradient."""
+    n_envs: int = 1
+    """Environments that step side by side; `n_steps` is of each of them."""
+    reward_scale: float = 1.0
+    """Rewards are multiplied by this for learning; returns are reported without."""
 
     def __post_init__(self) -> None:
         _check(self)
-        if self.n_steps % self.batch_size:
+        steps = self.n_steps * self.n_envs
+        if steps % self.batch_size:
+            name = "n_steps" if self.n_envs == 1 else "n_steps * n_envs"
             raise ValueError(
-                f"batch_size is {self.batch_size}, expected a divisor of n_steps = {self.n_steps}"
+                f"batch_size is {self.batch_size}, expected a divisor of {name} = {steps}"
             )
 
 
@@ -92,6 +107,10 @@ class DQNConfig:
     """Share of random actions from then on, in [0, 1]."""
     max_grad_norm: float = 10.0
     """Largest norm of the gradient."""
+    n_envs: int = 1
+    """Environments that step side by side; `train_freq` is of each of them."""
+    reward_scale: float = 1.0
+    """Rewards are multiplied by this for learning; returns are reported without."""
 
     def __post_init__(self) -> None:
         _check(self)
@@ -116,6 +135,9 @@ def _check(config: Config) -> None:
             require_integer(name, value, minimum=minimum.get(name, 1))
         elif name in ("gamma", "gae_lambda", "exploration_final_eps", "exploration_fraction"):
             require_probability(name, value)
+        elif field.type is bool:
+            if not isinstance(value, bool):
+                raise ValueError(f"{name} is {value!r}, expected True or False")
         elif name in ("ent_coef", "vf_coef"):
             require_non_negative(name, value)
         elif name == "clip_range":

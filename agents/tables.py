@@ -16,7 +16,7 @@ Ints = NDArray[np.int64]
 
 _jit = numba.njit(cache=True, nogil=True, error_model="numpy")
 
-COUNT, DISCOUNTED, RETURNS = 0, 1, 2
+COUNT, DISCOUNTED, RETURNS, MOVES = 0, 1, 2, 3
 """The last axis of `Rows.sums`."""
 
 
@@ -29,7 +29,8 @@ class Rows(NamedTuple):
         state: [R] the state of each row.
         sums: [R, A, 3] over the visits of each state and action: how many (`COUNT`), the sum of
             discount^t (`DISCOUNTED`), the sum of discount^t G_t (`RETURNS`). Side by side, as they
-            are used together.
+            are used together. Where moves slip [R, A, 7]: then how often each direction followed
+            (`MOVES` and on).
     """
 
     first: Ints
@@ -222,16 +223,6 @@ def apply(table: Table, touched: Ints, scratch: Floats, step: float) -> None:
     for s in touched:
         for a in range(table.logits.shape[1]):
             table.logits[s, a] += step * scratch[s, a]
-        _refresh_row(table, s)
-
-
-@_jit
-def keep_near(table: Table, centre: Table, touched: Ints, bound: float) -> None:
-    """Clip the touched log-odds of `table` to within `bound` of those of `centre`."""
-    for s in touched:
-        for a in range(table.logits.shape[1]):
-            low, high = centre.logits[s, a] - bound, centre.logits[s, a] + bound
-            table.logits[s, a] = min(max(table.logits[s, a], low), high)
         _refresh_row(table, s)
 
 

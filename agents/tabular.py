@@ -8,8 +8,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from awsgd_rl.adaptation import RunningScale
+from awsgd_rl.agents import critic as critic_module
 from awsgd_rl.agents import engine, tables
+from awsgd_rl.agents.exploration import CrossEntropyExploration
 from awsgd_rl.envs.gridworld import TrapGridworld
+from awsgd_rl.weights import truncated_weights
+
+_DECAY = 0.99  # of what a batch taught Q_τ, at each later batch
 
 
 @dataclass
@@ -48,7 +54,7 @@ class RowMemory:
     proportion to what the stored trajectories hold.
     """
 
-    def __init__(self, capacity: int, n_actions: int) -> None:
+    def __init__(self, capacity: int, n_actions: int, n_sums: int = 3) -> None:
         self.capacity = capacity
         self.stored = 0  # trajectories held, at most `capacity`
         self._next = 0
@@ -57,7 +63,7 @@ class RowMemory:
             np.zeros(capacity, np.int64),
             np.zeros(capacity, np.int64),
             np.empty(1024, np.int32),
-            np.empty((1024, n_actions, 3)),
+            np.empty((1024, n_actions, n_sums)),
         )
         self.log_drawn = torch.zeros(capacity, dtype=torch.float64)
 
@@ -102,8 +108,8 @@ class RowMemory:
 class TabularLearner:
     """Tables on the gridworld: log-odds [S, A] of P_w and Q_τ, and a value per state.
 
-    P_w's step is plain SGD. Q_τ makes each step of P_w too (unless told not to), so that what its
-    own steps learn is the difference τ − w, which stays within `exploration_bound`.
+    P_w's step is plain SGD. Q_τ is fitted by the cross-entropy method (`exploration.py`), anew each
+    time that it draws; or, as in seed 001, moved by steps of its own.
 
     The objective is the expected discounted return of an episode *of at most the horizon's length*,
     for which every estimate here is unbiased; a truncated episode has no value left at its end.
@@ -112,15 +118,15 @@ class TabularLearner:
         env: the gridworld.
         seed: of all draws.
         learning_rate: step size ρ of w.
-        exploration_learning_rate: step size η of τ.
-        exploration_bound: largest |τ − w|, in log-odds.
-        exploration_follows: whether τ makes each step of w too.
+        fit_exploration: whether Q_τ is fitted. Else only `ascend_exploration` moves it.
+        exploration_learning_rate: step size η of τ in `ascend_exploration`.
         value_rate: share of the way that one visit moves a state's value to a batch's mean return.
         discount: in (0, 1].
         reward_scale: rewards are multiplied by it; None for 1 / the largest absolute reward.
         reward_to_go: weight each action by the return from it on; False for the whole episode's
             (seed 001).
         baseline: subtract state values.
+        critic: gradients are those of a critic (`critic.py`) in place of the returns'.
         memory: trajectories that `remember` keeps.
     """
 
@@ -133,21 +139,19 @@ class TabularLearner:
         *,
         seed: int | None,
         learning_rate: float,
+        fit_exploration: bool = False,
         exploration_learning_rate: float = 0.03,
-        exploration_bound: float = 3.0,
-        exploration_follows: bool = True,
         value_rate: float = 0.1,
         discount: float = 0.999,
         reward_scale: float | None = None,
         reward_to_go: bool = True,
         baseline: bool = True,
+        critic: bool = False,
         memory: int = 0,
     ) -> None:
         self.env = env
         self.learning_rate = learning_rate
         self.exploration_learning_rate = exploration_learning_rate
-        self.exploration_bound = exploration_bound
-        self.exploration_follows = exploration_follows
         self.value_rate = value_rate
         self.discount = discount
         self.reward_to_go = reward_to_go
@@ -161,16 +165,24 @@ class TabularLearner:
         zeros = np.zeros((n_states, n_actions))
         self.target = tables.make_table(zeros)
         self.exploration = tables.make_table(zeros)
+        self.rule = None
+        if fit_exploration:
+            self.rule = CrossEntropyExploration(n_states, n_actions, decay=_DECAY)
         self.values = np.zeros(n_states)  # they stay zero without a baseline
-        self.memory = RowMemory(memory, n_actions) if memory else None
+        n_sums = engine.sums_of(self.grid)
+        self.memory = RowMemory(memory, n_actions, n_sums) if memory else None
+        self.critic = critic_module.make_critic(n_states, n_actions) if critic else None
         # Streams of their own, so that evaluating in between does not change the training.
         self._rng, self._predict_rng = np.random.default_rng(seed).spawn(2)
         self._scratch = np.zeros((n_states, n_actions + 1))
+        self._scale = RunningScale()
         self._room: tables.Rows | None = None
 
     def collect(self, n_target: int, n_exploration: int) -> TabularTrajectories:
         """Run fresh episodes; what the last call returned is overwritten (`remember` copies)."""
         n = n_target + n_exploration
+        if n_exploration and self.rule is not None:
+            self.rule.write(self.target, self.exploration)
         if self._room is None or len(self._room.first) < n:
             self._room = engine.make_room(self.grid, n)
         rows, outcomes = engine.rollout(
@@ -233,9 +245,12 @@ class TabularLearner:
     def signal(self, trajectories: TabularTrajectories, step_clip: float | None = None) -> Tensor:
         """Return [B] norms of the trajectories' gradients (unweighted)."""
         _refuse(step_clip)
-        return torch.from_numpy(
-            tables.gradient_norms(trajectories.rows, trajectories.which, self.target, self.values)
-        )
+        rows, which = trajectories.rows, trajectories.which
+        if self.critic is not None:
+            norms = critic_module.gradient_norms(rows, which, self.target, self.critic.q)
+        else:
+            norms = tables.gradient_norms(rows, which, self.target, self.values)
+        return torch.from_numpy(norms)
 
     def gradient(self, trajectories: TabularTrajectories, weights: Tensor) -> NDArray[np.float64]:
         """Return mean_b weights_b g_b as a dense array [S, A] (for tests and diagnostics)."""
@@ -247,18 +262,16 @@ class TabularLearner:
     def ascend(
         self, trajectories: TabularTrajectories, weights: Tensor, step_clip: float | None = None
     ) -> float:
-        """Step w (τ may follow) along mean_b weights_b g_b; return that mean's norm."""
+        """Step w along mean_b weights_b g_b; return that mean's norm."""
         _refuse(step_clip)
         touched = self._accumulate(trajectories, weights)
         norm = float(np.linalg.norm(self._scratch[touched, :-1]))
         tables.apply(self.target, touched, self._scratch, self.learning_rate)
-        if self.exploration_follows:
-            tables.apply(self.exploration, touched, self._scratch, self.learning_rate)
         tables.clear(touched, self._scratch)
         return norm
 
     def ascend_exploration(self, trajectories: TabularTrajectories, coefficients: Tensor) -> None:
-        """Step τ along mean_b coefficients_b sum_t ∇ log q_τ, then bound τ − w."""
+        """Step τ along mean_b coefficients_b sum_t ∇ log q_τ."""
         touched = tables.add_log_gradients(
             trajectories.rows,
             trajectories.which,
@@ -267,11 +280,26 @@ class TabularLearner:
             self._scratch,
         )
         tables.apply(self.exploration, touched, self._scratch, self.exploration_learning_rate)
-        tables.keep_near(self.exploration, self.target, touched, self.exploration_bound)
         tables.clear(touched, self._scratch)
 
-    def fit_values(self, trajectories: TabularTrajectories, weights: Tensor) -> None:
-        """Move the values of visited states towards their (weighted) mean return."""
+    def explore(self, trajectories: TabularTrajectories, norms: Tensor, ratios: Tensor) -> None:
+        """Take in the weighted gradient norms [B] of fresh trajectories, to fit Q_τ to."""
+        if self.rule is not None:
+            scores = norms / self._scale.update(norms)
+            self.rule.update(trajectories.rows, trajectories.which, scores.numpy())
+
+    def fit_values(self, trajectories: TabularTrajectories, weights: Tensor) -> Tensor | None:
+        """Move the values of visited states towards their (weighted) mean return.
+
+        With a critic: take in the moves made, and back up; return [B] by how much that moved it.
+        """
+        if self.critic is not None:
+            rows, which = trajectories.rows, trajectories.which
+            critic_module.observe(rows, which, self.critic)
+            errors = critic_module.back_up(
+                rows, which, self.target, self.grid, self.discount, self.critic
+            )
+            return torch.from_numpy(errors)
         if self.baseline:
             tables.fit_values(
                 trajectories.rows,
@@ -280,6 +308,40 @@ class TabularLearner:
                 self.values,
                 self.value_rate,
             )
+        return None
+
+    def replay(self, slots: Tensor, weights: Tensor, clip: float) -> Tensor:
+        """Take U steps on n past trajectories each; return their scores [U, n].
+
+        The score is ‖W g‖; with a critic, by how much the trajectory moved it.
+
+        Args:
+            slots: [U, n] of the memory.
+            weights: [U, n] of the draw.
+            clip: largest ratio of the target's density to the one that they were drawn with.
+        """
+        if self.critic is not None and self.memory is not None:
+            scores = critic_module.replay(
+                self.memory.rows,
+                slots.numpy(),
+                weights.numpy(),
+                self.memory.log_drawn.numpy(),
+                clip,
+                self.learning_rate,
+                self.discount,
+                self.target,
+                self.grid,
+                self.critic,
+                self._scratch,
+            )
+            return torch.from_numpy(scores)
+        norms = []
+        for items, shares in zip(slots, weights, strict=True):
+            past = self.recall(items)
+            ratio = truncated_weights(self.log_target(past), past.log_drawn, clip)
+            norms.append(ratio * self.signal(past))
+            self.ascend(past, ratio * shares)
+        return torch.stack(norms)
 
     def predict(self, observation: Any, deterministic: bool) -> NDArray[np.int64]:
         """Return actions [B] of P_w for states [B]."""
@@ -295,15 +357,24 @@ class TabularLearner:
 
     def exploration_table(self) -> NDArray[np.float64]:
         """Return Q_τ as probabilities [S, A]."""
+        if self.rule is not None:
+            self.rule.write(self.target, self.exploration)
         return self.exploration.probability.copy()
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the tables, to be saved."""
-        return {
-            "target.logits": torch.from_numpy(self.target.logits.copy()),
-            "exploration.logits": torch.from_numpy(self.exploration.logits.copy()),
-            "values": torch.from_numpy(self.values.copy()),
+        arrays = {
+            "target.logits": self.target.logits,
+            "exploration.logits": self.exploration.logits,
+            "values": self.values,
         }
+        if self.critic is not None:
+            arrays |= {"critic.q": self.critic.q, "critic.moves": self.critic.moves}
+        if self.rule is not None:
+            self.rule.write(self.target, self.exploration)
+            learned = self.rule.state_dict()
+            arrays |= {f"exploration.{name}": part.numpy() for name, part in learned.items()}
+        return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take over saved tables.
@@ -324,19 +395,29 @@ class TabularLearner:
             if not bool(torch.isfinite(there).all()):
                 raise ValueError(f"got NaN or infinite numbers in {name!r}: the file is damaged")
             checked[name] = there.numpy()
+        if self.rule is not None:
+            names = ("visits", "squared_visits", "gain")
+            self.rule.load_state_dict({name: state[f"exploration.{name}"] for name in names})
         self.target = tables.make_table(checked["target.logits"])
         self.exploration = tables.make_table(checked["exploration.logits"])
         self.values = checked["values"].copy()
+        if self.critic is not None:
+            self.critic = critic_module.Critic(
+                checked["critic.q"].copy(), checked["critic.moves"].copy()
+            )
 
     def _accumulate(self, trajectories: TabularTrajectories, weights: Tensor) -> NDArray[np.int64]:
-        touched: NDArray[np.int64] = tables.add_gradients(
-            trajectories.rows,
-            trajectories.which,
-            weights.numpy() / len(trajectories),
-            self.target,
-            self.values,
-            self._scratch,
-        )
+        rows, which = trajectories.rows, trajectories.which
+        shares = weights.numpy() / len(trajectories)
+        touched: NDArray[np.int64]
+        if self.critic is not None:
+            touched = critic_module.add_gradients(
+                rows, which, shares, self.target, self.critic.q, self._scratch
+            )
+        else:
+            touched = tables.add_gradients(
+                rows, which, shares, self.target, self.values, self._scratch
+            )
         return touched
 
 

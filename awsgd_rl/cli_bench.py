@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from tyro.conf import Positional, arg
 
 from awsgd_rl.cli_common import RunOptions, UsageError, bad_usage, parse, run_folder
 from awsgd_rl.cli_output import Output, format_number, summary_rows
-from awsgd_rl.runs import describe_cpu
+from awsgd_rl.runs import describe_cpu, read_config
 from awsgd_rl.validation import require_name
 
 _MOST_COLUMNS: Final = 8
@@ -22,8 +23,9 @@ class Bench:
     """A bench: a module with `run(quick) -> (rows, summary)`."""
 
     module: str
-    """Imported when the bench runs; `run` may take `seed` and `data` too, and `progress`, which it
-    calls with the share that is done, in [0, 1], and what to say beside it."""
+    """Imported when the bench runs; `run` may take any of `LIMITS` too, `folder`, where it may keep
+    what is done for `--resume`, and `progress`, which it calls with the share that is done, in
+    [0, 1], and what to say beside it."""
     description: str
     """One line."""
 
@@ -35,13 +37,28 @@ BENCHES: Final = {
     ),
     "control": Bench(
         "awsgd_rl.benchmarks.control",
-        "neural policies: both agents on CartPole-v1 and Pendulum-v1",
+        "neural policies: AW-SGD, on-policy and PPO on CartPole-v1 and Acrobot-v1",
+    ),
+    "evaluation": Bench(
+        "awsgd_rl.benchmarks.evaluation",
+        "failure probabilities of trained agents: learned exploration beside plain episodes",
+    ),
+    "learning": Bench(
+        "awsgd_rl.benchmarks.learning",
+        "failures while learning: AW-SGD, uniform replay, on-policy, A2C and PPO on all presets",
     ),
     "tuning": Bench(
         "awsgd_rl.benchmarks.tuning",
         "step sizes of the main comparison, on maps that it does not report",
     ),
+    "frozen-variance": Bench(
+        "awsgd_rl.benchmarks.frozen_variance",
+        "variance of a frozen policy's gradient: on-policy beside learned exploration",
+    ),
 }
+
+LIMITS: Final = ("data", "seed", "preset", "regime", "maps", "env", "seeds", "jobs")
+"""Options that a bench's `run` may take, under these names."""
 
 DESCRIPTION = f"""Make a figure or table of the README again.
 
@@ -51,6 +68,8 @@ benches:
 examples:
   awsgd-rl bench env-speed --quick       under a minute: the same code, fewer repeats
   awsgd-rl bench env-speed --out speed
+  awsgd-rl bench learning --preset 50/25 --regime strong --maps 4
+  awsgd-rl bench learning --out learning --resume     go on after Ctrl-C
 """
 
 
@@ -66,6 +85,20 @@ class BenchOptions:
     """Folder of the data, for a bench that reads some."""
     seed: int | None = None
     """Seed of all randomness, for a bench that draws. Default: the bench's own."""
+    preset: str | None = None
+    """This preset alone, for a bench of several."""
+    regime: str | None = None
+    """This regime alone, strong or paper, for a bench of both."""
+    maps: int | None = None
+    """Number of maps, for a bench of many. Default: the bench's own."""
+    env: str | None = None
+    """This environment alone, for a bench of several."""
+    seeds: int | None = None
+    """Number of seeds, for a bench of many. Default: the bench's own."""
+    jobs: int | None = None
+    """Processes, for a bench that takes several. Default: one for each core."""
+    resume: bool = False
+    """Go on with the interrupted bench that --out holds, with its settings."""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -78,16 +111,26 @@ def main(argv: Sequence[str]) -> None:
         module = importlib.import_module(BENCHES[asked.name].module)
         arguments = _arguments(asked, module.run)
     out = Output(quiet=options.quiet)
-    with run_folder(options, "bench", f"bench {asked.name}") as start:
-        folder = start({"quick": asked.quick, **arguments})
+    with run_folder(options, "bench", f"bench {asked.name}", resume=asked.resume) as start:
+        arguments = {"quick": asked.quick, **arguments}
+        if asked.resume:
+            if "folder" not in inspect.signature(module.run).parameters:
+                raise UsageError(f"bench {asked.name} keeps nothing to go on with: leave --resume")
+            arguments = read_config(start.path)["config"]
+        folder = start(arguments)
+    if "folder" in inspect.signature(module.run).parameters:
+        arguments["folder"] = folder.path
     with out.progress(asked.name, 100, "%") as update:
         if "progress" in inspect.signature(module.run).parameters:
             arguments["progress"] = lambda share, text: update(100 * share, text)
-        rows, summary = module.run(quick=asked.quick, **arguments)
-    written = folder.write_results(rows, summary, describe_cpu())
+        rows, summary = module.run(**arguments)
+    written = [folder.write_results(rows, summary, describe_cpu())]
+    shutil.rmtree(folder.path / "trials", ignore_errors=True)  # kept for `--resume` alone
+    if hasattr(module, "write_figures"):
+        written += module.write_figures(rows, summary, folder.path)
     _print_rows(out, asked.name, rows)
     out.table("summary", ["name", "value [95 % interval]"], summary_rows(summary))
-    out.wrote(written)
+    out.wrote(*written)
 
 
 def _arguments(asked: BenchOptions, run: Any) -> dict[str, Any]:
@@ -98,7 +141,7 @@ def _arguments(asked: BenchOptions, run: Any) -> dict[str, Any]:
     """
     given = {
         name: value
-        for name, value in (("data", asked.data), ("seed", asked.seed))
+        for name, value in ((name, getattr(asked, name)) for name in LIMITS)
         if value is not None
     }
     for name in given:

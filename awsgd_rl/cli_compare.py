@@ -87,10 +87,12 @@ def _compare(
     def keep(trial: Trial) -> None:
         folder.write_json(f"{TRIALS}/{trial.algorithm}-{trial.map}.json", trial)
 
-    total = (len(config.algos) * config.maps - len(finished)) * config.episodes
+    total = (len(config.algos) * config.maps - len(finished)) * config.budget
     out.line(f"compare: {' '.join(config.algos)} on {config.task}")
     try:
-        with out.progress("compare", total, "episodes") as update:
+        with out.progress(
+            "compare", total, "episodes" if config.steps is None else "steps"
+        ) as update:
 
             def show(progress: Progress) -> None:
                 update(progress.done, f"{progress.task}: {progress.recent:.3f}")
@@ -117,13 +119,14 @@ def _print(out: Output, comparison: Comparison, summary: dict[str, float]) -> No
     ]
     count = f"{config.maps} {'maps' if config.env is None else 'seeds'}"
     out.table(
-        f"{config.task}: {count}, {config.episodes:,} episodes each, 95 % intervals",
+        f"{config.task}: {count}, {config.length}, 95 % intervals",
         ["", f"{metric}, all episodes", f"{metric}, at the end", "steps / 10⁶"],
         rows,
     )
     for name, text in (
         ("failure_ratio", "failures of reinforce / failures of awsgd"),
         ("failure_ratio_equal_updates", "failures of reinforce-equal / failures of awsgd"),
+        ("failure_ratio_uniform_replay", "failures of uniform-replay / failures of awsgd"),
     ):
         if name in summary:
             out.line(f"{text}: {format_interval(summary, name)}")

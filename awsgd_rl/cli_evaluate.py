@@ -1,4 +1,4 @@
-"""`awsgd-rl evaluate`: return, length and success of a saved agent."""
+"""`awsgd-rl evaluate`: return, length and success of a saved agent; with --rare, rare outcomes."""
 
 import json
 import os
@@ -20,6 +20,9 @@ _MOST_FRAMES: Final = 1000
 
 DESCRIPTION = """Run episodes of a saved agent: mean return, length and success with 95 % intervals.
 
+With --rare: how often does it fail? Episodes of an exploration policy that learns to make the agent
+fail, weighted back: rare failures in far fewer episodes than plain rollouts would need.
+
 safety:
   Agents, those of Stable-Baselines3 included, are read as numbers and JSON:
   no file is unpickled. But the environment that a folder names is made.
@@ -28,6 +31,7 @@ examples:
   awsgd-rl evaluate runs/train-20260101-120000
   awsgd-rl evaluate runs/train-20260101-120000 --episodes 10000 --seed 1
   awsgd-rl evaluate runs/train-20260101-120000 --render gif
+  awsgd-rl evaluate runs/train-20260101-120000 --rare failure
 """
 
 
@@ -38,7 +42,13 @@ class EvaluateOptions:
     directory: Annotated[Positional[Path], arg(metavar="DIR")]
     """Run folder of `train`, or the folder that an agent's `save` wrote."""
     episodes: int | None = None
-    """Number of episodes. Default: 100; with --render human: 3."""
+    """Number of episodes. Default: 100; with --render human: 3. With --rare, the most that are run:
+    100,000."""
+    rare: str | None = None
+    """Estimate the probability of a rare outcome of the stochastic policy by learned exploration:
+    failure, trap, horizon (cut off), or the mean return."""
+    relative_error: float | None = None
+    """With --rare: standard error, as a share of the estimate, at which to stop. Default: 0.1."""
     render: Literal["human", "gif"] | None = None
     """human: show the episodes in a window. gif: write the first one to episode.gif."""
     deterministic: bool = False
@@ -54,6 +64,13 @@ def main(argv: Sequence[str]) -> None:
     asked: EvaluateOptions
     options: RunOptions
     asked, options = parse("evaluate", argv, DESCRIPTION, EvaluateOptions, RunOptions)
+    if asked.rare is not None:
+        from awsgd_rl import cli_rare
+
+        cli_rare.run(asked, options)
+        return
+    if asked.relative_error is not None:
+        raise UsageError("--relative-error is for --rare: give the outcome, such as --rare failure")
     episodes = (3 if asked.render == "human" else 100) if asked.episodes is None else asked.episodes
     out = Output(quiet=options.quiet)
     if asked.render == "gif":
@@ -62,9 +79,9 @@ def main(argv: Sequence[str]) -> None:
     with run_folder(options, "evaluate") as start:
         require_integer("--episodes", episodes)
         require_integer("--seed", asked.seed, minimum=0)
-        path = _agent_folder(asked.directory)
-        env = _env_of(path, {"gif": "rgb_array", "human": "human", None: None}[asked.render])
-        agent = _load(path, env, asked)
+        path = agent_folder(asked.directory)
+        env = env_of(path, {"gif": "rgb_array", "human": "human", None: None}[asked.render])
+        agent = load(path, env, asked)
         folder = start(
             {
                 "directory": str(asked.directory),
@@ -114,7 +131,12 @@ def main(argv: Sequence[str]) -> None:
     out.wrote(*written)
 
 
-def _agent_folder(directory: Path) -> Path:
+def agent_folder(directory: Path) -> Path:
+    """Return where the agent of a run folder is saved.
+
+    Raises:
+        UsageError: If there is none.
+    """
     for path in (directory / "agent", directory):
         if (path / "agent.json").is_file():
             return path
@@ -125,7 +147,7 @@ def _agent_folder(directory: Path) -> Path:
     )
 
 
-def _env_of(path: Path, render_mode: str | None) -> Any:
+def env_of(path: Path, render_mode: str | None) -> Any:
     """Make the environment that a saved agent names, for rendering if that is asked for."""
     try:
         spec = json.loads((path / "agent.json").read_text(encoding="utf-8"))["env"]
@@ -145,7 +167,8 @@ def _env_of(path: Path, render_mode: str | None) -> Any:
     return make_env(env_id, kwargs, render_mode)
 
 
-def _load(path: Path, env: Any, asked: EvaluateOptions) -> Any:
+def load(path: Path, env: Any, asked: EvaluateOptions) -> Any:
+    """Load the agent saved at `path`."""
     from awsgd_rl.agents import load_agent
 
     return load_agent(path, env=env, device=choose_device(asked.device), seed=asked.seed)

@@ -1,29 +1,26 @@
 """Figures: plain arrays in, a Matplotlib figure out, with no state kept between two calls.
 
-The only module that imports Matplotlib, and only through its object interface: no window, no
-`pyplot`, no figure that someone has to close. What is drawn is computed elsewhere.
+Only this module and `plots_maps` import Matplotlib, and only through its object interface: no
+window, no `pyplot`, no figure that someone has to close. What is drawn is computed elsewhere.
 """
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import Colormap, LinearSegmentedColormap, LogNorm
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 from numpy.typing import ArrayLike, NDArray
 
 from awsgd_rl.runs import atomic_path
 from awsgd_rl.statistics import Band
 
-__all__ = ["PolicyPanel", "failure_curves", "learning_curves", "policy_maps", "regret_curves"]
-__all__ += ["save_figure"]
+__all__ = ["failure_curves", "learning_curves", "regret_curves", "save_figure"]
 
 # Okabe and Ito's colours, in an order that also differs in lightness.
 PALETTE: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -42,24 +39,6 @@ _STYLE: Final[Any] = {
     "svg.hashsalt": "awsgd-rl",  # the same figure gives the same file
 }
 _DPI: Final = 160
-_SIDE: Final = 3.6  # inches of a map's width
-_GAP: Final = 0.35  # inches between two maps
-# The direction of FrozenLake's actions 0 left, 1 down, 2 right, 3 up; y grows downwards.
-_DIRECTIONS: Final = np.array([[-1, 0], [0, 1], [1, 0], [0, -1]], dtype=np.float64)
-
-
-class PolicyPanel(NamedTuple):
-    """One policy on the map, as `policy_maps` draws it.
-
-    Attributes:
-        title: what stands over the panel.
-        policy: [S, 4] action probabilities.
-        visits: [S] expected visits an episode.
-    """
-
-    title: str
-    policy: NDArray[np.float64]
-    visits: NDArray[np.float64]
 
 
 def learning_curves(
@@ -172,62 +151,34 @@ def regret_curves(
     return figure
 
 
-def policy_maps(
-    panels: Sequence[PolicyPanel],
+def ratio_curves(
+    episodes: ArrayLike,
+    curves: Mapping[str, Band],
     *,
-    columns: int,
-    start: int,
-    goals: ArrayLike,
-    traps: ArrayLike,
-    title: str = "",
+    title: str,
     subtitle: str = "",
+    ylabel: str,
 ) -> Figure:
-    """Draw policies side by side on the map: mean moves as arrows over the heat of their visits.
+    """Draw ratios over the episodes learned from, both on log scales, with a line at 1.
 
     Args:
-        panels: one a policy; tables [S, 4] with FrozenLake's actions, visits [S].
-        columns: cells in a row of the map; S is a multiple of it.
-        start: the start cell.
-        goals: [G] goal cells.
-        traps: [T] trap cells.
+        episodes: [K] where on the axis each point lies, in episodes.
+        curves: [K] estimate, low and high by label, all above 0; bands that are NaN are left out.
         title: first line, bold.
         subtitle: second line.
+        ylabel: what is drawn.
 
     Raises:
-        ValueError: if there is no panel, or its tables do not fit the map.
+        ValueError: if there is no curve, or one does not have K points.
     """
-    if not panels:
-        raise ValueError("got no panel, expected at least one policy to draw")
-    states = len(panels[0].visits)
-    for panel in panels:
-        if panel.policy.shape != (states, 4) or panel.visits.shape != (states,) or states % columns:
-            raise ValueError(
-                f"panel {panel.title!r} has a policy {list(panel.policy.shape)} and visits "
-                f"{list(panel.visits.shape)}, expected [S, 4] and [S], S a multiple of {columns}"
-            )
-    rows = states // columns
-    with matplotlib.rc_context(_STYLE):
-        head = 0.95 if title or subtitle else 0.45
-        height = _SIDE * rows / columns + head + 0.15
-        width = max(len(panels) * _SIDE + (len(panels) - 1) * _GAP + 1.25, 6.4)
-        figure = Figure(figsize=(width, height), dpi=_DPI)
-        FigureCanvasAgg(figure)
-        norm = LogNorm(0.01, max(2.0, max(float(panel.visits.max()) for panel in panels)))
-        for k, panel in enumerate(panels):
-            left = (0.15 + k * (_SIDE + _GAP)) / width
-            box = (left, 0.15 / height, _SIDE / width, _SIDE * rows / columns / height)
-            axes = figure.add_axes(box)
-            image = _draw_panel(axes, panel, rows, columns, norm)
-            _draw_cells(axes, columns, start, np.asarray(goals), np.asarray(traps))
-            axes.set_title(panel.title, fontsize=10.5, loc="left", pad=5)
-        bar_left = (0.15 + len(panels) * (_SIDE + _GAP) - 0.15) / width
-        bar_axes = figure.add_axes((bar_left, box[1] + 0.1 * box[3], 0.12 / width, 0.8 * box[3]))
-        bar = figure.colorbar(image, cax=bar_axes, extend="min")
-        bar.set_label("visits an episode", fontsize=9.5)
-        bar.ax.tick_params(labelsize=9)
-        bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        bar.outline.set_visible(False)
-        _headline(figure, title, subtitle, left=0.15 / width)
+    figure, axes = _curves(episodes, curves, title, subtitle, ylabel, None)
+    # A log axis of one decade has hardly a label of its own.
+    axes.set_xticks(np.asarray(episodes), minor=False)
+    axes.set_xticks([], minor=True)
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.axhline(1.0, color="#8A8A8A", linewidth=0.8, zorder=0)
+    _label_ends(axes, curves)
     return figure
 
 
@@ -294,6 +245,7 @@ def _curves(
 
 
 def _headline(figure: Figure, title: str, subtitle: str, left: float) -> None:
+    """Write the two lines over a figure, from `left` (a share of its width) on."""
     height = figure.get_size_inches()[1]
     figure.text(left, 1 - 0.12 / height, title, fontsize=12.5, fontweight="bold", va="top")
     figure.text(left, 1 - 0.38 / height, subtitle, fontsize=9.8, color="#555555", va="top")
@@ -334,69 +286,6 @@ def _spread(at: NDArray[np.float64], heights: NDArray[np.float64]) -> NDArray[np
         places[1:] -= push
         places = np.clip(places, heights / 2 - 0.02, 1.02 - heights / 2)
     return places
-
-
-def _draw_panel(axes: Axes, panel: PolicyPanel, rows: int, columns: int, norm: LogNorm) -> Any:
-    heat = np.maximum(panel.visits, 1e-12).reshape(rows, columns)
-    image = axes.imshow(heat, cmap=_heat_colors(), norm=norm)
-    axes.set_xticks([])
-    axes.set_yticks([])
-    for spine in axes.spines.values():
-        spine.set_visible(True)
-    for x in range(1, columns):
-        axes.axvline(x - 0.5, color="#DDDDDD", linewidth=0.4)
-    for y in range(1, rows):
-        axes.axhline(y - 0.5, color="#DDDDDD", linewidth=0.4)
-    move = panel.policy @ _DIRECTIONS
-    states = np.arange(rows * columns)
-    # A policy says nothing where it never was: its first values still stand there.
-    drawn = (panel.visits > 1e-3) & (np.hypot(*move.T) > 0.1)
-    axes.quiver(
-        states[drawn] % columns,
-        states[drawn] // columns,
-        0.8 * move[drawn, 0],
-        0.8 * move[drawn, 1],
-        color=np.where(panel.visits[drawn] > 0.25, "white", "#3A3A3A"),
-        angles="xy",
-        scale_units="xy",
-        scale=1.0,
-        units="x",
-        width=0.09,
-        headwidth=4.5,
-        headlength=4.5,
-        headaxislength=4.0,
-        pivot="mid",
-        zorder=5,
-    )
-    return image
-
-
-def _draw_cells(
-    axes: Axes, columns: int, start: int, goals: NDArray[Any], traps: NDArray[Any]
-) -> None:
-    size = _SIDE * 72 / columns  # points a cell
-    for cells, mark, face in ((traps, "x", "#B03A2E"), (goals, "*", "#1E8449")):
-        x, y = cells % columns, cells // columns
-        for left, top in zip(x - 0.5, y - 0.5, strict=True):
-            axes.add_patch(Rectangle((left, top), 1, 1, facecolor=face, zorder=6))
-        axes.plot(
-            x,
-            y,
-            mark,
-            color="white",
-            markersize=size * (0.36 if mark == "x" else 0.55),
-            markeredgewidth=size * (0.09 if mark == "x" else 0.0),
-            zorder=7,
-        )
-    corner = (start % columns - 0.44, start // columns - 0.44)
-    axes.add_patch(Rectangle(corner, 0.88, 0.88, fill=False, edgecolor=_INK, zorder=8, lw=1.6))
-
-
-def _heat_colors() -> Colormap:
-    colors = LinearSegmentedColormap.from_list(
-        "visits", ["#FFFFFF", "#CFE3F2", "#4A98C9", "#08306B"]
-    )
-    return colors.with_extremes(under="#FFFFFF")
 
 
 def _thousands(value: float, _: object = None) -> str:

@@ -17,15 +17,21 @@ from numpy.typing import NDArray
 
 from awsgd_rl.benchmarks.trial import ALGORITHMS, BINS, Task, Trial, run_task
 from awsgd_rl.benchmarks.workers import available_cores, run_tasks
-from awsgd_rl.statistics import Interval, mean_band, mean_interval, ratio_interval
+from awsgd_rl.statistics import Band, Interval, mean_band, mean_interval, ratio_interval
 from awsgd_rl.validation import require_integer, require_name
 
 if TYPE_CHECKING:
     import gymnasium as gym
 
-    from awsgd_rl.plots import PolicyPanel
+    from awsgd_rl.plots_maps import PolicyPanel
 
 FloatArray = NDArray[np.float64]
+
+_STARTS = np.unique(np.geomspace(1, BINS, 24, endpoint=False).astype(int)) - 1
+WIDE_BINS = np.diff(_STARTS, append=BINS)
+"""The rarer failures are, the more episodes it takes to see them: wider and wider bins, in bins."""
+WIDE_MIDDLES = _STARTS + WIDE_BINS / 2
+"""Where each of them lies, in bins."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +53,9 @@ class CompareConfig:
     env: str | None = None
     """Any other Gymnasium environment by its id, in place of a preset or a size."""
     algos: tuple[str, ...] = ("awsgd", "reinforce", "reinforce-equal")
-    """What is compared: awsgd, reinforce (one update a batch), reinforce-equal (as many updates a
-    batch as awsgd), awsgd-mixture, awsgd-paper, and Stable-Baselines3's a2c, ppo, dqn."""
+    """What is compared: awsgd, uniform-replay (the same with uniform draws of past trajectories),
+    reinforce (one update a batch), reinforce-equal (as many updates a batch as awsgd),
+    awsgd-mixture, awsgd-paper, and Stable-Baselines3's a2c, ppo, dqn."""
     regime: Literal["strong", "paper"] = "strong"
     """strong: returns to go, learned state values. paper: raw returns, no state values, batches of
     4 episodes, as in Bouchard et al. (2015)."""
@@ -56,6 +63,8 @@ class CompareConfig:
     """Number of maps; for `env`, of seeds."""
     episodes: int = 20_000
     """Trials (episodes) on each map."""
+    steps: int | None = None
+    """Environment steps on each map, in place of a number of episodes."""
     seed: int = 0
     """The maps are seed, seed + 1, ...; each is its agents' seed too."""
     jobs: int | None = None
@@ -78,8 +87,9 @@ class CompareConfig:
         require_integer("maps", self.maps)
         require_integer("episodes", self.episodes)
         require_integer("seed", self.seed, minimum=0)
-        if self.jobs is not None:
-            require_integer("jobs", self.jobs)
+        for name in ("steps", "jobs"):
+            if getattr(self, name) is not None:
+                require_integer(name, getattr(self, name))
 
     @property
     def task(self) -> str:
@@ -93,6 +103,16 @@ class CompareConfig:
         return f"{size}×{size} grid with {traps} traps" + (
             f", slip {self.slip:g}" if self.slip else ""
         )
+
+    @property
+    def budget(self) -> int:
+        """What a trial may spend: environment steps if they are limited, else episodes."""
+        return self.episodes if self.steps is None else self.steps
+
+    @property
+    def length(self) -> str:
+        """How long a trial is, in words."""
+        return f"{self.budget:,} {'episodes' if self.steps is None else 'steps'} each"
 
     @property
     def unit(self) -> str:
@@ -136,14 +156,14 @@ class Progress(NamedTuple):
     Attributes:
         task: what reports.
         recent: success (or return) of its target policy of late; NaN if it is not known.
-        episodes: trials done in this task.
-        done: trials done in all tasks.
-        total: trials to be done in all tasks.
+        spent: episodes done in this task, or steps where these are limited.
+        done: the same in all tasks.
+        total: what all tasks may spend.
     """
 
     task: str
     recent: float
-    episodes: int
+    spent: int
     done: int
     total: int
 
@@ -178,8 +198,9 @@ class Comparison:
         """Return the numbers of `results.json`, each with the ends of its 95 % interval.
 
         `<algo>.success_mean`, `.success_final` (`return_…` where success is not known),
-        `.steps_mean`, and `failure_ratio`, `failure_ratio_equal_updates`: mean failures over maps
-        of the on-policy agent, with one update a batch and with as many, over those of AW-SGD.
+        `.steps_mean`, and `failure_ratio`, `failure_ratio_equal_updates`,
+        `failure_ratio_uniform_replay`: mean failures over maps of the on-policy agent, with one
+        update a batch and with as many, and of uniform replay, over those of AW-SGD.
         """
         numbers: dict[str, float] = {}
         bounds = (0.0, 1.0) if self.metric == "success" else (-np.inf, np.inf)
@@ -196,6 +217,7 @@ class Comparison:
             for algorithm, name in (
                 ("reinforce", "failure_ratio"),
                 ("reinforce-equal", "failure_ratio_equal_updates"),
+                ("uniform-replay", "failure_ratio_uniform_replay"),
             ):
                 if algorithm in self.config.algos:
                     theirs = [1.0 - trial.mean for trial in self.of(algorithm)]
@@ -242,18 +264,18 @@ def compare(
         for algorithm in config.algos
         if (algorithm, map_) not in done
     ]
-    episodes: dict[str, int] = {}
+    spent: dict[str, int] = {}
 
     def on_message(message: tuple[str, int, float]) -> None:
         name, count, recent = message
-        episodes[name] = count
-        so_far, total = sum(episodes.values()), len(tasks) * config.episodes
+        spent[name] = count
+        so_far, total = sum(spent.values()), len(tasks) * config.budget
         progress(Progress(name, recent, count, so_far, total))
 
     def on_result(trial: Trial) -> None:
         done[trial.algorithm, trial.map] = trial
         name = str(Task(config, trial.algorithm, trial.map))
-        on_message((name, config.episodes, float(trial.curve[-1])))
+        on_message((name, config.budget, float(trial.curve[-1])))
         on_trial(trial)
 
     jobs = available_cores() if config.jobs is None else config.jobs
@@ -261,21 +283,27 @@ def compare(
     return Comparison(config, tuple(done[label, map_] for label in config.algos for map_ in maps))
 
 
+def pooled_failures(curves: FloatArray) -> Band:
+    """Return the failures in `WIDE_BINS` of success curves [maps, BINS], with 95 % intervals."""
+    pooled = np.add.reduceat(1 - curves, _STARTS, axis=1) / WIDE_BINS
+    return mean_band(pooled, bounds=(0, 1))
+
+
 def write_figures(comparison: Comparison, folder: str | Path) -> list[Path]:
     """Draw a comparison into an existing folder; return the paths written.
 
-    `learning`, and where success is known `failures` (log scale) and `regret`; `policies` with what
-    was learned on the first map of a gridworld. Each as PNG and SVG.
+    `learning`, and where success is known `failures` (log scale) and, over episodes, `regret`;
+    `policies` with what was learned on the first map of a gridworld. Each as PNG and SVG.
     """
-    from awsgd_rl import plots
+    from awsgd_rl import plots, plots_maps
 
     config, curves = comparison.config, comparison.curves()
-    width = config.episodes / BINS
+    width = config.budget / BINS
     middles = width * (np.arange(BINS) + 0.5)
     interval = "; bands: 95% intervals" if config.maps > 1 else ""
     repeated = f"{config.maps} {config.unit}{'s' if config.maps > 1 else ''}"
-    subtitle = f"{config.task}, {repeated}, {config.episodes:,} episodes each{interval}"
-    common: dict[str, Any] = {"subtitle": subtitle, "total": config.episodes}
+    subtitle = f"{config.task}, {repeated}, {config.length}{interval}"
+    common: dict[str, Any] = {"subtitle": subtitle, "total": config.budget}
     if comparison.metric == "return":
         figure = plots.learning_curves(
             middles,
@@ -285,21 +313,10 @@ def write_figures(comparison: Comparison, folder: str | Path) -> list[Path]:
             percent=False,
             **common,
         )
+        _name_axis(figure, config)
         return plots.save_figure(figure, folder, "learning")
-    failures = {title: 1 - curve for title, curve in curves.items()}
-    # The rarer failures are, the more episodes it takes to see them: wider and wider bins.
-    starts = np.unique(np.geomspace(1, BINS, 24, endpoint=False).astype(int)) - 1
-    sizes = np.diff(starts, append=BINS)
-    pooled = {
-        title: mean_band(np.add.reduceat(curve, starts, axis=1) / sizes, bounds=(0, 1))
-        for title, curve in failures.items()
-    }
     # Half a failure in all episodes of the last bin: what is below is drawn as none.
-    floor = min(0.1, 0.5 / (config.maps * width * sizes[-1]))
-    failed = {
-        title: mean_band(width * curve.cumsum(axis=1), bounds=(0, np.inf))
-        for title, curve in failures.items()
-    }
+    floor = min(0.1, 0.5 / (config.maps * width * WIDE_BINS[-1]))
     figures = {
         "learning": plots.learning_curves(
             middles,
@@ -307,30 +324,45 @@ def write_figures(comparison: Comparison, folder: str | Path) -> list[Path]:
             **common,
         ),
         "failures": plots.failure_curves(
-            width * (starts + sizes / 2), pooled, floor=floor, **common
+            width * WIDE_MIDDLES,
+            {title: pooled_failures(curve) for title, curve in curves.items()},
+            floor=floor,
+            **common,
         ),
-        "regret": plots.regret_curves(middles + width / 2, failed, **common),
     }
+    for figure in figures.values():
+        _name_axis(figure, config)
+    if config.steps is None:
+        failed = {
+            title: mean_band(width * (1 - curve).cumsum(axis=1), bounds=(0, np.inf))
+            for title, curve in curves.items()
+        }
+        figures["regret"] = plots.regret_curves(middles + width / 2, failed, **common)
     learner, panels = _policy_panels(comparison)
     if panels:
         grid: Any = config.make_env(config.seed).unwrapped
-        figures["policies"] = plots.policy_maps(
+        figures["policies"] = plots_maps.policy_maps(
             panels,
             columns=grid.columns,
             start=grid.start,
             goals=grid.goal_cells,
             traps=grid.trap_cells,
             title=f"What {learner} learned on {config.unit} {config.seed}",
-            subtitle=f"{config.task}, after {config.episodes:,} episodes; arrows: the mean move",
+            subtitle=f"{config.task}, {config.length}; arrows: the mean move",
         )
     return [
         path for name, figure in figures.items() for path in plots.save_figure(figure, folder, name)
     ]
 
 
+def _name_axis(figure: Any, config: CompareConfig) -> None:
+    if config.steps is not None:
+        figure.axes[0].set_xlabel("environment steps, log scale")
+
+
 def _policy_panels(comparison: Comparison) -> "tuple[str, list[PolicyPanel]]":
     """P_w beside Q_τ of the first algorithm that explores; else P_w of the first two algorithms."""
-    from awsgd_rl.plots import PolicyPanel
+    from awsgd_rl.plots_maps import PolicyPanel
 
     first = [comparison.of(algorithm)[0] for algorithm in comparison.config.algos]
     learner = "each agent"

@@ -45,13 +45,15 @@ ALGORITHMS: dict[str, Algorithm] = {
     "awsgd": Algorithm("AWSGD", {}, "AW-SGD"),
     "awsgd-mixture": Algorithm("AWSGD", {"variant": "mixture"}, "AW-SGD, mixture"),
     "awsgd-paper": Algorithm("AWSGD", {"variant": "paper"}, "AW-SGD, Algorithm 2"),
+    "uniform-replay": Algorithm("AWSGD", {"uniform_share": 1.0}, "uniform replay"),
     "reinforce": Algorithm("Reinforce", {"updates": 1}, "on-policy, one update a batch"),
     "reinforce-equal": Algorithm("Reinforce", {}, "on-policy, as many updates a batch"),
     "a2c": Algorithm("StableBaselines", {}, "A2C (SB3)"),
     "ppo": Algorithm("StableBaselines", {}, "PPO (SB3)"),
     "dqn": Algorithm("StableBaselines", {}, "DQN (SB3)"),
 }
-"""What can be compared, by label. `reinforce` is the baseline of Bouchard et al. (2015)."""
+"""What can be compared, by label. `reinforce` is the baseline of Bouchard et al. (2015);
+`uniform-replay` is AW-SGD but for the draw of past trajectories, which is uniform."""
 
 PAPER_REGIME: Mapping[str, Any] = {"reward_to_go": False, "baseline": False, "batch_size": 4}
 """Settings of this package's agents in the regime "paper"."""
@@ -60,11 +62,33 @@ PAPER_LEARNING_RATES: Mapping[str, float] = {
     "awsgd": 0.4,
     "awsgd-mixture": 0.1,
     "awsgd-paper": 0.1,
+    "uniform-replay": 0.4,
     "reinforce": 0.1,
     "reinforce-equal": 0.3,
 }
 """Step sizes ρ of table policies there, each the best of a coarse grid on maps 1000 to 1007 of the
 15×15 grid with 9 traps; larger ones, such as those of the regime "strong", lock into loops."""
+
+
+_SIDE_BY_SIDE: Mapping[str, Any] = {"n_envs": 32, "gamma": 0.999, "reward_scale": 1e-3}
+STABLE_BASELINES_ON_GRIDWORLDS: Mapping[str, Mapping[str, Any]] = {
+    "a2c": {**_SIDE_BY_SIDE, "learning_rate": 3e-3, "ent_coef": 0.003},
+    "ppo": {
+        **_SIDE_BY_SIDE,
+        "n_steps": 32,
+        "batch_size": 256,
+        "n_epochs": 4,
+        "learning_rate": 1e-3,
+        "gae_lambda": 0.99,
+        "ent_coef": 0.1,
+    },
+    "dqn": {"gamma": 0.999, "reward_scale": 1e-3},
+}
+"""Settings of Stable-Baselines3's algorithms on gridworlds: discount and scale of the rewards as
+this package's agents have them, many environments side by side for speed, and the best of a few
+settings (seven of A2C, eleven of PPO, one run each of 100,000 or 200,000 steps) on map 1000 of the
+15×15 grid with 9 traps. With most of the others the policy learned to avoid the traps, and wandered
+until the horizon."""
 
 
 class Task(NamedTuple):
@@ -106,7 +130,9 @@ class Trial:
         final: of the policy learned; exact where the transitions are known.
         steps: environment steps taken.
         seconds: wall-clock time of learning.
-        curve: [BINS] the metric over the trials.
+        curve: [BINS] the metric over the trials, or over the environment steps where these are
+            what was limited.
+        curve_steps: [BINS] environment steps taken by the end of each bin.
         target: P_w on the map, on a gridworld.
         exploration: Q_τ on the map, on a gridworld, where there is one.
     """
@@ -119,6 +145,7 @@ class Trial:
     steps: int
     seconds: float
     curve: FloatArray
+    curve_steps: FloatArray
     target: PolicyMap | None = field(default=None, repr=False)
     exploration: PolicyMap | None = field(default=None, repr=False)
 
@@ -133,6 +160,7 @@ class Trial:
             "steps": self.steps,
             "seconds": self.seconds,
             "curve": self.curve.tolist(),
+            "curve_steps": self.curve_steps.tolist(),
         }
 
     @classmethod
@@ -152,8 +180,10 @@ class Trial:
                 )
                 for name in ("target", "exploration")
             }
-            curve = np.array(value["curve"], dtype=np.float64)
-            return cls(**{**value, **maps, "curve": curve})
+            curves = {
+                name: np.array(value[name], dtype=np.float64) for name in ("curve", "curve_steps")
+            }
+            return cls(**{**value, **maps, **curves})
         except (KeyError, TypeError) as error:
             raise ValueError(f"this is no trial of a comparison: {error}") from None
 
@@ -164,37 +194,51 @@ def run_task(task: Task, send: Send) -> Trial:
 
     Args:
         task: what learns where.
-        send: called a few times a second with (task, episodes done, recent success or return).
+        send: called a few times a second with (task, how much of the budget is spent, in episodes
+            or steps, recent success or return).
     """
     config = task.config
     env = config.make_env(task.map)
     grid = _gridworld(env)
     agent = make_agent(task, env)
+    unit = "episodes" if config.steps is None else "timesteps"
     success: list[float] = []
     sent = 0.0
 
     def follow(agent: Any) -> None:
         nonlocal sent
         known = agent.history["success"][-1]
-        if np.isnan(known) and grid is not None and _new_bin(agent.history, config.episodes):
+        if np.isnan(known) and grid is not None and _new_bin(agent.history[unit], config.budget):
             # Nothing but Q_τ draws episodes (Algorithm 2): what P_w would do is computed.
             known = walk(grid, agent.policy_table()).success
         success.append(known)
         now = time.monotonic()
         if now - sent >= _SECONDS_BETWEEN_MESSAGES:
             sent = now
-            send((str(task), agent.num_episodes, _recent(success, agent.history["return"])))
+            spent = int(agent.history[unit][-1])
+            send((str(task), spent, _recent(success, agent.history["return"])))
 
     started = time.perf_counter()
-    agent.learn(total_episodes=config.episodes, callback=follow)
+    if config.steps is None:
+        agent.learn(total_episodes=config.episodes, callback=follow)
+    else:
+        agent.learn(total_timesteps=config.steps, callback=follow)
     seconds = time.perf_counter() - started
+    history = agent.history
+    if not success and grid is not None:  # all the steps went into episodes without an end
+        history = {"episodes": [1.0], "timesteps": [float(agent.num_timesteps)]}
+        success = [0.0]
     metric = "success" if np.isfinite(success).any() else "return"
-    values = success if metric == "success" else agent.history["return"]
-    curve = binned(agent.history["episodes"][: len(values)], values, config.episodes)
+    values = success if metric == "success" else history["return"]
+    curve = binned(history[unit][: len(values)], values, config.budget)
+    mean = float(curve.mean())
+    if config.steps is not None:  # the mean is over episodes all the same
+        mean = float(binned(history["episodes"], values, history["episodes"][-1]).mean())
     target = exploration = None
-    if grid is not None and hasattr(agent, "policy_table"):
+    if grid is not None and task.algorithm != "dqn":
         target = walk(grid, agent.policy_table())
-        if agent.exploration_share:  # or Q_τ draws nothing, and nothing was learned for it
+        # Or Q_τ draws nothing, and nothing was learned for it.
+        if getattr(agent, "exploration_share", 0.0):
             exploration = walk(grid, agent.exploration_table())
     if target is not None and metric == "success":
         final = target.success
@@ -206,11 +250,12 @@ def run_task(task: Task, send: Send) -> Trial:
         algorithm=task.algorithm,
         map=task.map,
         metric=metric,
-        mean=float(curve.mean()),
+        mean=mean,
         final=final,
         steps=int(agent.num_timesteps),
         seconds=seconds,
         curve=curve,
+        curve_steps=_steps_by_bin(history, unit, config.budget),
         target=target if first else None,
         exploration=exploration if first else None,
     )
@@ -230,7 +275,10 @@ def make_agent(task: Task, env: "gym.Env[Any, Any]") -> Any:
     if algorithm.agent == "StableBaselines":
         from awsgd_rl.agents.stable_baselines import StableBaselines
 
-        return StableBaselines(task.algorithm, "MlpPolicy", env, seed=task.map, device="cpu")
+        tuned = {} if _gridworld(env) is None else STABLE_BASELINES_ON_GRIDWORLDS[task.algorithm]
+        return StableBaselines(
+            task.algorithm, "MlpPolicy", env, seed=task.map, device="cpu", **tuned
+        )
     discrete = isinstance(env.observation_space, Discrete) and isinstance(
         env.action_space, Discrete
     )
@@ -311,10 +359,17 @@ def _gridworld(env: "gym.Env[Any, Any]") -> "TrapGridworld | None":
     return grid if isinstance(grid, TrapGridworld) else None
 
 
-def _new_bin(history: Mapping[str, list[float]], total: int) -> bool:
+def _new_bin(ends: list[float], total: int) -> bool:
     """Return whether the last batch is the first one, or ended in another bin than that before."""
-    bins = [int(BINS * count / total) for count in history["episodes"][-2:]]
-    return len(set(bins)) == len(history["episodes"][-2:])
+    bins = [int(BINS * end / total) for end in ends[-2:]]
+    return len(set(bins)) == len(bins)
+
+
+def _steps_by_bin(history: Mapping[str, list[float]], unit: str, total: int) -> FloatArray:
+    """Return [BINS] environment steps taken by the end of each bin."""
+    ends = total * np.arange(1, BINS + 1) / BINS
+    steps: FloatArray = np.interp(ends, [0.0, *history[unit]], [0.0, *history["timesteps"]])
+    return steps
 
 
 def _recent(success: list[float], returns: list[float]) -> float:

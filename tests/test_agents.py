@@ -80,12 +80,9 @@ def test_predict_save_load_and_sb3s_evaluation(agent_class, policy, env, tmp_pat
     assert np.isfinite(deviation)
 
 
-@pytest.mark.parametrize(("policy", "env"), [("TablePolicy", GRID), ("MlpPolicy", "CartPole-v1")])
 @pytest.mark.parametrize(("variant", "follows"), [("mixture", True), ("paper", False)])
-def test_only_the_papers_exploration_policy_is_free_of_the_target_policy(
-    policy, env, variant, follows
-):
-    agent = AWSGD(policy, env, seed=0, variant=variant, batch_size=4)
+def test_only_the_papers_exploration_policy_is_free_of_the_target_policy(variant, follows):
+    agent = AWSGD("MlpPolicy", "CartPole-v1", seed=0, variant=variant, batch_size=4)
     fresh = agent.learner.collect(4, 0)
     before = agent.learner.log_exploration(fresh)
     agent.learner.ascend(fresh, torch.ones(4, dtype=torch.float64))

@@ -22,6 +22,9 @@ from awsgd_rl.statistics import mean_interval, ratio_interval
 SMALL = {"size": 3, "traps": 1, "episodes": 400, "maps": 2, "jobs": 1}
 
 
+STEPS = np.arange(1.0, BINS + 1)
+
+
 class Fake:
     """An agent that succeeds more and more, more so for AW-SGD; its policy goes right or down."""
 
@@ -30,14 +33,15 @@ class Fake:
     def __init__(self, task, env):
         self.task, self.env = task, env
         self.num_episodes = self.num_timesteps = 0
-        self.history = {"episodes": [], "success": [], "return": []}
+        self.history = {"episodes": [], "timesteps": [], "success": [], "return": []}
 
-    def learn(self, total_episodes, callback):
+    def learn(self, total_episodes=math.inf, callback=None, total_timesteps=math.inf):
         failure = {"awsgd": 0.1, "reinforce": 0.4}.get(self.task.algorithm, 0.2)
-        while self.num_episodes < total_episodes:
+        while self.num_episodes < total_episodes and self.num_timesteps < total_timesteps:
             self.num_episodes = min(self.num_episodes + 20, total_episodes)
             self.num_timesteps += 100
             self.history["episodes"].append(float(self.num_episodes))
+            self.history["timesteps"].append(float(self.num_timesteps))
             self.history["success"].append(1 - failure * (1 + 0.1 * self.task.map))
             self.history["return"].append(-5.0 - self.task.map)
             callback(self)
@@ -61,7 +65,7 @@ def make_comparison(failures, metric="success", **settings):
     maps = len(next(iter(failures.values())))
     config = CompareConfig(algos=tuple(failures), maps=maps, **settings)
     trials = [
-        Trial(algorithm, k, metric, 1 - f, 1.0, 1000 + k, 0.1, np.full(BINS, 1 - f))
+        Trial(algorithm, k, metric, 1 - f, 1.0, 1000 + k, 0.1, np.full(BINS, 1 - f), STEPS)
         for algorithm, each in failures.items()
         for k, f in enumerate(each)
     ]
@@ -131,6 +135,28 @@ def test_a_trial_is_measured(fakes):
     assert run_task(Task(config, "awsgd", 3), messages.append).target is None
 
 
+def test_steps_in_place_of_episodes(fakes):
+    config = CompareConfig(size=3, traps=1, steps=500, algos=("awsgd",), maps=1)
+    trial = run_task(Task(config, "awsgd", 1), lambda message: None)
+    assert trial.steps == 500
+    # The curve is over the steps, the mean over the episodes, here 100 steps for 20 of them.
+    assert trial.curve_steps.tolist() == [5.0 * (k + 1) for k in range(BINS)]
+    assert trial.mean == pytest.approx(1 - 0.1 * 1.1)
+    assert trial.curve.mean() == pytest.approx(trial.mean)
+    assert config.length == "500 steps each"
+
+
+def test_steps_without_the_end_of_an_episode_are_failures(fakes, monkeypatch):
+    def wander(self, total_timesteps, callback):
+        self.num_timesteps = total_timesteps
+
+    monkeypatch.setattr(Fake, "learn", wander)
+    config = CompareConfig(size=3, traps=1, steps=500, algos=("awsgd",), maps=1)
+    trial = run_task(Task(config, "awsgd", 1), lambda message: None)
+    assert trial.mean == 0.0
+    assert not trial.curve.any()
+
+
 def test_without_successes_the_target_is_computed(fakes, monkeypatch):
     class Paper(Fake):
         def learn(self, total_episodes, callback):
@@ -187,6 +213,8 @@ def test_ratios_are_there_when_their_agents_are():
     equal = make_comparison({"awsgd": [0.1, 0.2], "reinforce-equal": [0.2, 0.4]}).summary()
     assert equal["failure_ratio_equal_updates"] == pytest.approx(2.0)
     assert "failure_ratio" not in equal
+    uniform = make_comparison({"awsgd": [0.1, 0.2], "uniform-replay": [0.3, 0.6]}).summary()
+    assert uniform["failure_ratio_uniform_replay"] == pytest.approx(3.0)
     alone = make_comparison({"reinforce": [0.1, 0.2]}).summary()
     assert not any("ratio" in name for name in alone)
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from awsgd_rl import plots
-from awsgd_rl.plots import PolicyPanel
+from awsgd_rl.plots_maps import PolicyPanel, policy_maps
 from awsgd_rl.statistics import Band, mean_band
 
 EPISODES = np.linspace(100, 1000, 10)
@@ -89,7 +89,7 @@ def test_policy_maps_draw_moves_and_marks():
     policy = np.zeros((6, 4))
     policy[:, 2] = 1.0  # always right
     visits = np.array([1.0, 1.0, 1.0, 0.0, 0.0, 0.0])
-    figure = plots.policy_maps(
+    figure = policy_maps(
         [PolicyPanel("P", policy, visits), PolicyPanel("Q", policy, visits)],
         columns=3,
         start=0,
@@ -112,7 +112,7 @@ def test_policy_maps_draw_moves_and_marks():
 
 def test_figures_are_the_same_file_every_time(tmp_path):
     for name in ("first", "second"):
-        figure = plots.policy_maps([panel()], columns=4, start=0, goals=[11], traps=[5])
+        figure = policy_maps([panel()], columns=4, start=0, goals=[11], traps=[5])
         paths = plots.save_figure(figure, tmp_path, name)
         assert [path.name for path in paths] == [f"{name}.png", f"{name}.svg"]
     for kind in ("png", "svg"):
@@ -162,9 +162,9 @@ def test_bad_arguments(tmp_path):
     with pytest.raises(ValueError, match="floor must lie inside"):
         plots.failure_curves(EPISODES, {"ours": band(0.5)}, floor=0.0)
     with pytest.raises(ValueError, match="got no panel"):
-        plots.policy_maps([], columns=3, start=0, goals=[], traps=[])
+        policy_maps([], columns=3, start=0, goals=[], traps=[])
     with pytest.raises(ValueError, match="S a multiple of 5"):
-        plots.policy_maps([panel()], columns=5, start=0, goals=[], traps=[])
+        policy_maps([panel()], columns=5, start=0, goals=[], traps=[])
     with pytest.raises(ValueError, match="make it first"):
         plots.save_figure(
             plots.regret_curves(EPISODES, {"ours": band(1.0)}), tmp_path / "absent", "x"

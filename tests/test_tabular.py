@@ -95,7 +95,8 @@ def test_replayed_trajectories_are_unbiased_without_the_clip():
     """Drawn by an older policy, weighted by p_now / p_drawn, and drawn again from the table."""
     env = make_env()
     n = 40_000
-    agent = AWSGD("TablePolicy", env, seed=3, discount=DISCOUNT, memory=n, batch_size=n)
+    options = {"discount": DISCOUNT, "memory": n, "batch_size": n, "critic": False}
+    agent = AWSGD("TablePolicy", env, seed=3, **options)
     learner = agent.learner
     set_policies(learner)
     fresh = learner.collect(n, 0)
@@ -186,22 +187,18 @@ def test_a_batch_larger_than_the_memory_is_refused():
         learner.remember(learner.collect(6, 0))
 
 
-def test_tau_follows_w_and_stays_within_the_bound():
-    env = make_env()
-    agent = AWSGD(
-        "TablePolicy",
-        env,
-        seed=0,
-        variant="mixture",
-        exploration_share=0.5,
-        exploration_learning_rate=5.0,
-        exploration_bound=0.7,
-    )
-    agent.learn(total_episodes=400)
-    difference = agent.learner.exploration.logits - agent.learner.target.logits
-    assert np.abs(difference).max() <= 0.7 + 1e-9
-    assert np.abs(difference).max() > 0.1
-    assert np.abs(agent.learner.target.logits).max() > 0.7
+def test_the_papers_tau_is_free_and_the_others_is_fitted_to_the_target_policy():
+    free = AWSGD("TablePolicy", make_env(), seed=0, variant="paper")
+    fitted = AWSGD("TablePolicy", make_env(), seed=0, variant="mixture")
+    for agent in (free, fitted):
+        before = agent.exploration_table()
+        fresh = agent.learner.collect(0, 20)
+        agent.learner.ascend(fresh, torch.ones(20, dtype=torch.float64))
+        assert np.array_equal(agent.exploration_table(), before) == (agent is free)
+    share = fitted.learner.rule.uniform_share
+    # Without evidence Q_τ is its prior.
+    prior = (1 - share) * fitted.policy_table() + share / 4
+    np.testing.assert_allclose(fitted.exploration_table(), prior)
 
 
 def test_one_update_of_reinforce_is_one_step_along_the_mean_gradient():

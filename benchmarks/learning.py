@@ -1,0 +1,356 @@
+"""What a learned exploration policy and a learned draw are worth: failures while learning.
+
+Both regimes of `compare` on all presets: AW-SGD beside uniform replay of the same buffer, and
+on-policy learning with one update a batch (the baseline of Bouchard et al. 2015) and with as many.
+Stable-Baselines3's A2C and PPO get as many environment steps as AW-SGD took on average in the
+regime "strong", but at most `MOST_STEPS`, on the first `STABLE_BASELINES_MAPS` maps: their rows say
+how many. They subtract learned values too, so they stand with that regime.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from awsgd_rl.benchmarks.compare import (
+    WIDE_BINS,
+    WIDE_MIDDLES,
+    CompareConfig,
+    Comparison,
+    compare,
+    pooled_failures,
+)
+from awsgd_rl.benchmarks.iqm import iqm_interval
+from awsgd_rl.benchmarks.trial import ALGORITHMS as TITLES
+from awsgd_rl.benchmarks.trial import BINS, Trial
+from awsgd_rl.benchmarks.workers import Progress
+from awsgd_rl.runs import atomic_path, to_json
+from awsgd_rl.statistics import Band, Interval, mean_band, mean_interval
+from awsgd_rl.validation import require_name
+
+MAPS: Final = {
+    "strong": {
+        "15/9": 40,
+        "50/10": 10,
+        "50/25": 16,
+        "80/40": 4,
+        "seed-15": 10,
+        "seed-50": 6,
+        "seed-80": 4,
+    },
+    "paper": {
+        "15/9": 20,
+        "50/10": 4,
+        "50/25": 4,
+        "80/40": 2,
+        "seed-15": 6,
+        "seed-50": 4,
+        "seed-80": 2,
+    },
+}
+"""How many maps each preset gets: more where they tell more, so that all is done in about 45 minutes
+on two cores."""
+
+EPISODES: Final = 20_000
+ALGORITHMS: Final = ("awsgd", "uniform-replay", "reinforce", "reinforce-equal")
+STABLE_BASELINES: Final = ("a2c", "ppo")
+STABLE_BASELINES_MAPS: Final = 3
+MOST_STEPS: Final = {
+    "15/9": 400_000,
+    "50/10": 240_000,
+    "50/25": 240_000,
+    "80/40": 100_000,
+    "seed-15": 400_000,
+    "seed-50": 240_000,
+    "seed-80": 100_000,
+}
+"""Environment steps of Stable-Baselines3's agents at the most: about a minute on one core."""
+QUICK: Final = {"maps": 2, "episodes": 500, "steps": 8192}
+Regime = Literal["strong", "paper"]
+REGIMES: Final[tuple[Regime, ...]] = ("strong", "paper")
+
+RATIOS: Final = {
+    "failure_ratio_uniform_replay": "uniform-replay",
+    "failure_ratio": "reinforce",
+    "failure_ratio_equal_updates": "reinforce-equal",
+}
+"""Whose failures are divided by those of AW-SGD."""
+
+ENDS: Final = ("", "_low", "_high")
+
+
+def run(
+    quick: bool = False,
+    seed: int = 0,
+    *,
+    preset: str | None = None,
+    regime: str | None = None,
+    maps: int | None = None,
+    jobs: int | None = None,
+    folder: Path | None = None,
+    progress: Progress = lambda share, text: None,
+) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """Let every algorithm learn on every map of every preset.
+
+    Args:
+        quick: the preset 15/9 alone, on few maps and for few episodes.
+        seed: the maps are this one and those that follow.
+        preset: this preset alone.
+        regime: this regime alone; "paper" goes without Stable-Baselines3.
+        maps: number of maps, in place of `MAPS`.
+        jobs: processes; None for one a core.
+        folder: where each trial is kept when it is done; those that it holds are not done again.
+        progress: called with the share that is done, and what is being done.
+
+    Returns:
+        One row for each regime, preset and algorithm: means over maps with their curves, and each
+        map's own numbers as lists. The summary has `<regime>.<preset>.<name>` with the names of
+        `compare`, and for each algorithm `seconds_mean` and the IQM over maps `success_iqm`;
+        `<regime>.<algorithm>.success_iqm` is over all presets, with equally many maps of each;
+        `success_at_equal_steps` is what the policy was after as many environment steps as
+        Stable-Baselines3's agents were given, to be compared with their `success_final`.
+
+    Raises:
+        ValueError: there is no such preset or regime in this bench.
+    """
+    if preset is not None:
+        require_name("preset of this bench", preset, MAPS["strong"])
+    if regime is not None:
+        require_name("regime", regime, REGIMES)
+    presets = [preset] if preset is not None else ["15/9"] if quick else list(MAPS["strong"])
+    regimes: list[Regime] = [name for name in REGIMES if regime in (None, name)]
+    parts = len(presets) * (len(regimes) + ("strong" in regimes))
+    rows: list[dict[str, Any]] = []
+    summary: dict[str, float] = {}
+    means: dict[tuple[str, str], list[list[float]]] = {}
+    done = 0
+
+    def measure(config: CompareConfig, words: str) -> Comparison:
+        nonlocal done
+        kept = _Kept(folder, f"{words} {config.preset}")
+        comparison = compare(
+            config,
+            progress=lambda p: progress(
+                (done + p.done / p.total) / parts, f"{words} {config.preset}: {p.task}"
+            ),
+            on_trial=kept.write,
+            finished=kept.read(config),
+        )
+        done += 1
+        return comparison
+
+    for name in presets:
+        for chosen in regimes:
+            count = maps or (QUICK["maps"] if quick else MAPS[chosen][name])
+            comparisons = [
+                measure(
+                    CompareConfig(
+                        preset=name,
+                        algos=ALGORITHMS,
+                        regime=chosen,
+                        maps=count,
+                        episodes=QUICK["episodes"] if quick else EPISODES,
+                        seed=seed,
+                        jobs=jobs,
+                    ),
+                    chosen,
+                )
+            ]
+            if chosen == "strong":
+                taken = int(np.mean([trial.steps for trial in comparisons[0].of("awsgd")]))
+                steps = min(taken, QUICK["steps"] if quick else MOST_STEPS[name])
+                fewer = min(count, STABLE_BASELINES_MAPS)
+                config = CompareConfig(
+                    preset=name,
+                    algos=STABLE_BASELINES,
+                    maps=fewer,
+                    steps=steps,
+                    seed=seed,
+                    jobs=jobs,
+                )
+                comparisons.append(measure(config, "Stable-Baselines3"))
+                for label in ALGORITHMS:
+                    reached = [
+                        float(np.interp(steps, trial.curve_steps, trial.curve))
+                        for trial in comparisons[0].of(label)
+                    ]
+                    key = f"{chosen}.{name}.{label}.success_at_equal_steps"
+                    _add(summary, key, mean_interval(reached, bounds=(0, 1)))
+            for comparison in comparisons:
+                numbers = comparison.summary()
+                summary.update({f"{chosen}.{name}.{key}": numbers[key] for key in numbers})
+                for label in comparison.config.algos:
+                    trials = comparison.of(label)
+                    rows.append(_row(chosen, comparison.config, label, trials))
+                    scores = [trial.mean for trial in trials]
+                    means.setdefault((chosen, label), []).append(scores)
+                    rng = np.random.default_rng(seed)
+                    key = f"{chosen}.{name}.{label}"
+                    iqm = iqm_interval(np.array(scores)[:, None], rng=rng)
+                    _add(summary, f"{key}.success_iqm", iqm)
+                    seconds = mean_interval([trial.seconds for trial in trials], bounds=(0, np.inf))
+                    _add(summary, f"{key}.seconds_mean", seconds)
+    for (name, label), scores_of in means.items():
+        least = min(len(scores) for scores in scores_of)
+        table = np.array([scores[:least] for scores in scores_of]).T
+        iqm = iqm_interval(table, rng=np.random.default_rng(seed))
+        _add(summary, f"{name}.{label}.success_iqm", iqm)
+    return rows, summary
+
+
+class _Kept:
+    """The finished trials of one comparison, one file each, for a run that is interrupted."""
+
+    def __init__(self, folder: Path | None, words: str) -> None:
+        self.folder = None if folder is None else folder / "trials"
+        self.prefix = words.replace(" ", "-").replace("/", "-").lower()
+
+    def write(self, trial: Trial) -> None:
+        if self.folder is None:
+            return
+        self.folder.mkdir(exist_ok=True)
+        with atomic_path(self.folder / f"{self.prefix}.{trial.algorithm}.{trial.map}.json") as path:
+            path.write_text(json.dumps(to_json(trial)), encoding="utf-8")
+
+    def read(self, config: CompareConfig) -> Iterable[Trial]:
+        if self.folder is None:
+            return
+        for label in config.algos:
+            for number in range(config.seed, config.seed + config.maps):
+                path = self.folder / f"{self.prefix}.{label}.{number}.json"
+                if path.exists():
+                    yield Trial.from_json(json.loads(path.read_text(encoding="utf-8")))
+
+
+def _row(regime: str, config: CompareConfig, label: str, trials: Sequence[Trial]) -> dict[str, Any]:
+    curves = np.stack([trial.curve for trial in trials])
+    band, failures = mean_band(curves, bounds=(0, 1)), pooled_failures(curves)
+    steps = np.mean([trial.curve_steps for trial in trials], axis=0)
+    return {
+        "regime": regime,
+        "preset": config.preset,
+        "algorithm": label,
+        "maps": config.maps,
+        "trials": config.episodes if config.steps is None else None,
+        "steps": config.steps,
+        "success_mean": float(np.mean([trial.mean for trial in trials])),
+        "success_final": float(np.mean([trial.final for trial in trials])),
+        "seconds": float(np.mean([trial.seconds for trial in trials])),
+        "success_mean_by_map": _rounded([trial.mean for trial in trials]),
+        "success_final_by_map": _rounded([trial.final for trial in trials]),
+        "steps_by_map": [trial.steps for trial in trials],
+        "curve": _rounded(band.estimate),
+        "curve_low": _rounded(band.low),
+        "curve_high": _rounded(band.high),
+        "failures": _rounded(failures.estimate),
+        "failures_low": _rounded(failures.low),
+        "failures_high": _rounded(failures.high),
+        "curve_steps": [round(value) for value in steps.tolist()],
+    }
+
+
+def _rounded(values: Sequence[float] | NDArray[np.float64]) -> list[float]:
+    # Results are committed: six digits are more than they are known to.
+    return [float(f"{value:.6g}") for value in values]
+
+
+def _add(numbers: dict[str, float], name: str, interval: Interval) -> None:
+    numbers[name] = interval.estimate
+    numbers[f"{name}_low"] = interval.low
+    numbers[f"{name}_high"] = interval.high
+
+
+def write_figures(
+    rows: Sequence[Mapping[str, Any]], summary: Mapping[str, float], folder: str | Path
+) -> list[Path]:
+    """Draw what `run` returned (or what `results.json` holds of it); return the paths written.
+
+    For each regime `learning-<regime>` and, on a log scale, `failures-<regime>` over the trials,
+    `steps-<regime>` over environment steps; and `ratios`, every failure ratio.
+    """
+    from awsgd_rl import plots
+    from awsgd_rl.plots_panels import ratio_forest
+
+    figures: dict[str, Any] = {}
+    groups = {}
+    for chosen in REGIMES:
+        own = [row for row in rows if row["regime"] == chosen]
+        if own:
+            figures.update(_curve_figures(own, chosen))
+    for regime, preset in dict.fromkeys((row["regime"], row["preset"]) for row in rows):
+        key = f"{regime}.{preset}"
+        groups[f"{preset}, {regime}"] = {
+            TITLES[label].title: Interval(*(_number(summary[f"{key}.{name}{end}"]) for end in ENDS))
+            for name, label in RATIOS.items()
+        }
+    figures["ratios"] = ratio_forest(
+        groups,
+        title="How many times as often the others fail while they learn",
+        subtitle="failures over all trials, divided by those of AW-SGD; 95% intervals over maps",
+        xlabel="failures / failures of AW-SGD, log scale",
+        first_color=1,  # AW-SGD has the first one in the curves
+    )
+    return [
+        path for name, figure in figures.items() for path in plots.save_figure(figure, folder, name)
+    ]
+
+
+def _curve_figures(rows: Sequence[Mapping[str, Any]], regime: str) -> dict[str, Any]:
+    from awsgd_rl.plots_panels import Curve, curve_panels
+
+    success: dict[str, dict[str, Curve]] = {}
+    failure: dict[str, dict[str, Curve]] = {}
+    by_steps: dict[str, dict[str, Curve]] = {}
+    maps = {row["preset"]: row["maps"] for row in rows if row["algorithm"] == "awsgd"}
+    floor = 0.1
+    for row in rows:
+        panel = f"{row['preset']} ({maps[row['preset']]} maps)"
+        label = TITLES[row["algorithm"]].title
+        band = _band(row, "curve")
+        steps = np.array(row["curve_steps"], dtype=np.float64)
+        by_steps.setdefault(panel, {})[label] = Curve(steps, band)
+        if row["trials"] is not None:  # Stable-Baselines3's agents were given steps
+            width = row["trials"] / BINS
+            middles = width * (np.arange(BINS) + 0.5)
+            success.setdefault(panel, {})[label] = Curve(middles, band)
+            failed = Curve(width * WIDE_MIDDLES, _band(row, "failures"))
+            failure.setdefault(panel, {})[label] = failed
+            floor = min(floor, 0.5 / (row["maps"] * width * WIDE_BINS[-1]))
+    common: dict[str, Any] = {"subtitle": f"regime {regime}; bands: 95% intervals over maps"}
+    return {
+        f"learning-{regime}": curve_panels(
+            success,
+            title="Success of the target policy while it learns",
+            xlabel="trials learned from",
+            ylabel="success probability",
+            **common,
+        ),
+        f"failures-{regime}": curve_panels(
+            failure,
+            title="Failure probability of the target policy while it learns",
+            xlabel="trials learned from, log scale",
+            ylabel="failure probability, log scale",
+            floor=floor,
+            log_x=True,
+            **common,
+        ),
+        f"steps-{regime}": curve_panels(
+            by_steps,
+            title="Success over environment steps",
+            xlabel="environment steps, log scale (mean over maps)",
+            ylabel="success probability",
+            log_x=True,
+            **common,
+        ),
+    }
+
+
+def _band(row: Mapping[str, Any], name: str) -> Band:
+    return Band(*(np.array([_number(value) for value in row[f"{name}{end}"]]) for end in ENDS))
+
+
+def _number(value: float | None) -> float:
+    return np.nan if value is None else value  # JSON has no NaN

@@ -1,0 +1,336 @@
+"""Probabilities of rare outcomes by learned exploration, against exact ones."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+from awsgd_rl.agents import AWSGD, evaluation, tables
+from awsgd_rl.agents.evaluation import estimate_outcome, mixture_weights, weighted_interval
+from awsgd_rl.agents.outcome_critics import NetworkCritic, TableCritic, aim
+from awsgd_rl.exact import TabularMDP
+
+GRIDWORLD = "awsgd_rl/TrapGridworld-v0"
+MAP = ["SFFF", "FFHF", "FFFF", "FFFG"]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def table_agent(slip=0.0, sharpness=4.0, horizon=200, desc=MAP):
+    """An agent that walks down and then right along the border, most of the time."""
+    env = gym.make(GRIDWORLD, desc=desc, slip=slip, horizon=horizon)
+    agent = AWSGD("TablePolicy", env, seed=0)
+    columns = len(desc[0])
+    logits = np.zeros((len(desc) * columns, 4))
+    logits[:, 1] = sharpness
+    logits[-columns:, 1] = 0.0
+    logits[-columns:, 2] = sharpness
+    agent.learner.target = tables.make_table(logits)
+    return agent
+
+
+def mdp_of(agent):
+    return TabularMDP.from_gridworld(agent.env.unwrapped)
+
+
+def failure_of(agent, policy=None):
+    grid = agent.env.unwrapped
+    policy = agent.policy_table() if policy is None else policy
+    return 1.0 - mdp_of(agent).success_probability(policy, grid.horizon)
+
+
+def mlp_agent():
+    env = gym.make(GRIDWORLD, desc=MAP, horizon=60, observation="one_hot")
+    agent = AWSGD("MlpPolicy", env, seed=0, device="cpu")
+    learner = agent.learner
+    with torch.no_grad():
+        # Away from uniform: what is tested must not hold for uniform policies alone.
+        for parameter in learner.policy.body.head.parameters():
+            parameter.mul_(150.0)
+        inputs = learner.normaliser(torch.eye(16))
+        policy = learner.policy(inputs).exp().numpy()
+    return agent, failure_of(agent, policy)
+
+
+def within(estimates, exact, factor=5.0):
+    error = np.std(estimates, ddof=1) / np.sqrt(len(estimates))
+    assert abs(np.mean(estimates) - exact) < factor * error
+
+
+@pytest.mark.parametrize("slip", [0.0, 0.2])
+def test_tables_are_unbiased(slip):
+    agent = table_agent(slip)
+    exact = failure_of(agent)
+    # All episodes, so that nothing stops early: then there is no bias at all.
+    found = [
+        estimate_outcome(agent, episodes=240, relative_error=None, seed=seed) for seed in range(150)
+    ]
+    within([each.estimate for each in found], exact)
+    covered = np.mean([each.low <= exact <= each.high for each in found])
+    assert covered > 0.95 - 5 * np.sqrt(0.05 * 0.95 / len(found))
+
+
+def test_mlp_policies_are_unbiased():
+    agent, exact = mlp_agent()
+    assert 0.01 < exact < 0.99
+    found = [
+        estimate_outcome(agent, episodes=200, relative_error=None, seed=seed) for seed in range(12)
+    ]
+    within([each.estimate for each in found], exact)
+
+
+def test_networks_are_unbiased(monkeypatch):
+    # No observation counts as coming back: the critic is a network.
+    monkeypatch.setattr(evaluation.VectorRollouts, "_RETURNING", 0.0)
+    monkeypatch.setattr(NetworkCritic, "rounds", 2)
+    monkeypatch.setattr(NetworkCritic, "updates", 20)
+    agent, exact = mlp_agent()
+    found = [
+        estimate_outcome(agent, episodes=200, relative_error=None, seed=seed) for seed in range(8)
+    ]
+    within([each.estimate for each in found], exact)
+
+
+def test_rare_failures_need_far_fewer_episodes():
+    agent = table_agent(sharpness=9.0, horizon=50)
+    exact = failure_of(agent)
+    assert exact < 1e-6
+    found = [estimate_outcome(agent, seed=seed) for seed in range(40)]
+    assert all(each.standard_error <= 0.1 * each.estimate for each in found)
+    assert all(each.episodes < 2_000 < each.naive_episodes / 1_000 for each in found)
+    within([each.estimate for each in found], exact)
+    assert sum(each.low <= exact <= each.high for each in found) >= 34
+
+
+@pytest.mark.parametrize("outcome", ["failure", "trap", "horizon", "return"])
+def test_outcomes_agree_with_exact_ones(outcome):
+    agent = table_agent(0.1, sharpness=2.0, horizon=12)
+    grid, policy, mdp = agent.env.unwrapped, agent.policy_table(), mdp_of(agent)
+    goal = mdp.success_probability(policy, grid.horizon)
+    chain = mdp.mix(policy, mdp.transition).T.tocsr()
+    mass, trap = mdp.start, 0.0
+    for _ in range(grid.horizon):
+        mass = chain @ mass
+        trap += mass[grid.trap_cells].sum()
+    exact = {
+        "failure": 1 - goal,
+        "trap": trap,
+        "horizon": 1 - goal - trap,
+        "return": mdp.expected_return(policy, 1.0, grid.horizon),
+    }[outcome]
+    found = [
+        estimate_outcome(agent, outcome, episodes=300, relative_error=None, seed=seed)
+        for seed in range(40)
+    ]
+    within([each.estimate for each in found], exact)
+
+
+def test_functions_as_outcomes():
+    agent = table_agent(sharpness=1.0, horizon=30)
+
+    def late(episode):
+        return float(episode.length > 8)
+
+    found = estimate_outcome(agent, late, bounds=(0.0, 1.0), episodes=4_000, relative_error=None)
+    assert found.outcome == "late"
+    lengths = agent.learner.collect(4_000, 0).lengths.numpy()
+    plain = (lengths > 8).mean()
+    error = np.hypot(found.standard_error, np.sqrt(plain * (1 - plain) / 4_000))
+    assert abs(found.estimate - plain) < 5 * error
+
+
+def test_outcomes_outside_their_bounds_are_refused():
+    agent = table_agent()
+    with pytest.raises(ValueError, match=r"outside its bounds \(0, 1\)"):
+        estimate_outcome(agent, lambda episode: float(episode.length), bounds=(0.0, 1.0))
+    with pytest.raises(ValueError, match="needs its bounds"):
+        estimate_outcome(agent, lambda episode: 0.0)
+    with pytest.raises(ValueError, match="low below high"):
+        estimate_outcome(agent, lambda episode: 0.0, bounds=(1.0, 0.0))
+
+
+def test_an_agent_that_never_fails_gives_a_bound():
+    agent = table_agent(desc=["SFF", "FFF", "FFG"], horizon=500)
+    found = estimate_outcome(agent, episodes=1_000)
+    assert found.bound_only
+    assert found.estimate == 0.0
+    assert np.isnan(found.standard_error)
+    assert found.ess == 0.0
+    assert found.paths == ()
+    # The rule of three, on the plain episodes: half the budget at least.
+    assert 2.9 / 1_000 < found.high < 3.1 / 500
+
+
+def test_bounds_cover():
+    # Failures too rare to be met, by a policy that gives no way to aim at them: p = 1/300 an
+    # episode, through slips alone. Where none is met, the bound must hold.
+    desc = ["SFFG", "FFFF", "HFFF"]
+    env = gym.make(GRIDWORLD, desc=desc, slip=0.01, horizon=100)
+    agent = AWSGD("TablePolicy", env, seed=0)
+    logits = np.full((12, 4), -40.0)
+    logits[:, 2] = 0.0
+    agent.learner.target = tables.make_table(logits)
+    exact = failure_of(agent)
+    found = [estimate_outcome(agent, episodes=200, seed=seed) for seed in range(50)]
+    assert any(each.bound_only for each in found)
+    assert np.mean([each.low <= exact <= each.high for each in found]) >= 0.9
+
+
+def test_actions_of_probability_zero_are_never_taken():
+    agent = table_agent(sharpness=3.0)
+    logits = agent.learner.target.logits.copy()
+    logits[:, 0] = -np.inf
+    agent.learner.target = tables.make_table(logits)
+    exact = failure_of(agent)
+    found = estimate_outcome(agent, relative_error=0.02)
+    assert abs(found.estimate - exact) < 5 * found.standard_error
+    assert all(0 not in path.actions for path in found.paths)
+    proposal = aim(agent.policy_table(), np.ones((16, 4)), 0.05)
+    np.testing.assert_array_equal(proposal > 0, agent.policy_table() > 0)
+
+
+def test_weights_are_bounded():
+    rng = np.random.default_rng(0)
+    log_p, log_q = rng.normal(0, 300, (2, 1000))
+    weights = mixture_weights(log_p, log_q, 0.9)
+    assert np.isfinite(weights).all()
+    assert weights.max() <= 10.0 + 1e-12
+    np.testing.assert_array_equal(mixture_weights(log_p, log_q, 0.0), 1.0)
+    # Enumerated: the mixture's expectation of the weight is 1.
+    p, q = rng.dirichlet(np.ones(6), 2)
+    p[0] = 0.0
+    p /= p.sum()
+    with np.errstate(divide="ignore"):
+        weights = mixture_weights(np.log(p), np.log(q), 0.7)
+    assert ((0.3 * p + 0.7 * q) * weights).sum() == pytest.approx(1.0)
+    assert estimate_outcome(table_agent(), episodes=300).largest_weight <= 10.0 + 1e-12
+
+
+def test_a_proposal_that_misses_the_support_is_refused():
+    with pytest.raises(ValueError, match="misses the target's support"):
+        mixture_weights(np.zeros(2), np.array([0.0, -np.inf]), 1.0)
+    with pytest.raises(ValueError, match="expected below 1"):
+        estimate_outcome(table_agent(), exploration_share=1)
+    assert mixture_weights(np.zeros(1), np.array([-np.inf]), 0.9)[0] == pytest.approx(10.0)
+
+
+def test_paths_are_the_likeliest_failures():
+    agent = table_agent(sharpness=6.0)
+    found = estimate_outcome(agent)
+    policy = agent.policy_table()
+    scores = [path.log_probability for path in found.paths]
+    assert scores == sorted(scores, reverse=True)
+    assert len({path.actions.tobytes() for path in found.paths}) == len(found.paths) == 6
+    for path in found.paths:
+        states = path.observations
+        assert states[0] == 0
+        assert states[-1] == 6
+        assert path.outcome == 1.0
+        taken = policy[states[:-1], path.actions]
+        np.testing.assert_array_equal(taken, path.probabilities)
+        assert np.log(taken).sum() == pytest.approx(path.log_probability)
+    # The shortest ways into the trap: 2 steps off the policy's way, on two of them.
+    assert np.exp(scores).sum() <= found.high
+
+
+def test_the_same_seed_gives_the_same_numbers():
+    for agent in (table_agent(), mlp_agent()[0]):
+        one, same, other = (estimate_outcome(agent, episodes=300, seed=seed) for seed in (3, 3, 4))
+        assert one.estimate == same.estimate
+        assert one.high == same.high
+        assert one.estimate != other.estimate
+
+
+def test_agents_are_left_as_they_were():
+    agent = table_agent()
+    before = agent.learner.collect(10, 0).lengths.tolist()
+    again = table_agent()
+    estimate_outcome(again, episodes=300)
+    assert again.learner.collect(10, 0).lengths.tolist() == before
+
+
+def test_bad_arguments_are_refused():
+    agent = table_agent()
+    with pytest.raises(ValueError, match="too few for an interval"):
+        estimate_outcome(agent, episodes=199)
+    with pytest.raises(ValueError, match="did you mean 'failure'"):
+        estimate_outcome(agent, "failures")
+    with pytest.raises(ValueError, match="relative_error is 0"):
+        estimate_outcome(agent, relative_error=0)
+    with pytest.raises(ValueError, match="leave them out"):
+        estimate_outcome(agent, "trap", bounds=(0, 1))
+    with pytest.raises(ValueError, match="expected one of this package"):
+        estimate_outcome(object())
+    continuous = AWSGD("MlpPolicy", "Pendulum-v1", seed=0, device="cpu", n_envs=1)
+    with pytest.raises(ValueError, match="expected Discrete actions"):
+        estimate_outcome(continuous, "return")
+    pole = AWSGD("MlpPolicy", "CartPole-v1", seed=0, device="cpu", n_envs=1)
+    with pytest.raises(ValueError, match="reports no is_success"):
+        estimate_outcome(pole)
+
+
+def test_networks_learn_where_observations_do_not_come_back(monkeypatch):
+    monkeypatch.setattr(NetworkCritic, "rounds", 2)
+    monkeypatch.setattr(NetworkCritic, "updates", 20)
+    agent = AWSGD("MlpPolicy", "CartPole-v1", seed=0, device="cpu", n_envs=1)
+
+    def long(episode):
+        return float(episode.length > 60)
+
+    found = estimate_outcome(
+        agent, long, bounds=(0.0, 1.0), episodes=300, relative_error=None, seed=1
+    )
+    plain = estimate_outcome(
+        agent, long, bounds=(0.0, 1.0), episodes=300, relative_error=None, seed=2,
+        exploration_share=0.0,
+    )  # fmt: skip
+    error = np.hypot(found.standard_error, plain.standard_error)
+    assert abs(found.estimate - plain.estimate) < 5 * error
+
+
+def test_the_critic_solves_its_equation():
+    # 0 goes to 1 or 2 by action; 1 ends in 3 (f = 1) or 4 (f = 0), half each; 2 ends in 4.
+    critic = TableCritic(5, 2)
+    states, actions = np.array([0, 0, 1, 1, 1, 1, 2, 2]), np.array([0, 1, 0, 0, 1, 1, 0, 1])
+    critic.add(states, actions, np.array([1, 2, 3, 4, 3, 4, 4, 4]), np.full(8, 6))
+    critic.add_ends(np.array([3, 4]), np.array([1.0, 0.0]), np.array([True, True]))
+    policy = np.full((5, 2), 0.5)
+    solution = critic.solve(policy, np.array([0]), 0.0, 1.0)
+    root = np.sqrt(0.5)
+    np.testing.assert_allclose(solution.roots[0], [root, 0.0], atol=1e-12)
+    np.testing.assert_allclose(solution.roots[1], [root, root])
+    assert solution.known == pytest.approx(0.5 * root) == pytest.approx(solution.possible)
+    # The least second moment of all policies: sqrt of E[(p/q f)^2] at q = aim is that number.
+    q = aim(policy, solution.roots, 0.0)
+    assert np.sqrt((policy[0, 0] / q[0, 0]) ** 2 * q[0, 0] * 0.5) == pytest.approx(0.5 * root)
+
+
+def test_untried_actions_count_as_the_outcome():
+    critic = TableCritic(3, 2)
+    critic.add(np.array([0]), np.array([0]), np.array([1]), np.array([1]))
+    critic.add_ends(np.array([1]), np.array([0.0]), np.array([True]))
+    solution = critic.solve(np.array([[0.9, 0.1]] * 3), np.array([0]), 0.0, 1.0)
+    assert (solution.known, solution.possible) == (0.0, pytest.approx(0.1))
+
+
+def test_intervals_of_counts_are_garwoods_or_wider():
+    from scipy import stats
+
+    parts = np.zeros(100_000)
+    parts[:7] = 1.0
+    strata = np.zeros(100_000, np.int64)
+    interval = weighted_interval(parts, strata)
+    low, high = stats.chi2.ppf(0.025, 14) / 2, stats.chi2.ppf(0.975, 16) / 2
+    assert 0.8 * low < interval.low * 100_000 < low
+    assert interval.high * 100_000 == pytest.approx(high, rel=1e-3)
+    flipped = weighted_interval(-parts, strata)
+    assert (flipped.low, flipped.high) == (
+        pytest.approx(-interval.high),
+        pytest.approx(-interval.low),
+    )

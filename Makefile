@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: run test lint types check wheel clean help
+.PHONY: run test lint types check readme wheel clean help
 
 run: $(INSTALLED)  ## the main job: AW-SGD beside its on-policy baseline on ten maps
 	$(BIN)/awsgd-rl compare
@@ -25,6 +25,9 @@ types: $(INSTALLED)  ## mypy --strict
 	MYPYPATH=build/types $(BIN)/mypy --package awsgd_rl
 
 check: lint types test  ## lint, types and tests
+
+readme: $(INSTALLED)  ## the tables of README.md and docs/, from the committed results
+	$(BIN)/python -m awsgd_rl.benchmarks.readme
 
 wheel: $(INSTALLED)  ## build the wheel and the source distribution into dist/
 	$(BIN)/python -m build

@@ -79,11 +79,11 @@ class Agent(ABC):
         known = [field.name for field in fields(self.config_class)]
         for option in options:
             validation.require_name(f"option of {self.name}", option, known)
+        self.env = gym.make(env) if isinstance(env, str) and policy == "TablePolicy" else env
         self.config = self._resolve(self.config_class(**options))
         self.check(self.config)
         self.seed = int(np.random.SeedSequence(seed).generate_state(1)[0]) if seed is None else seed
         self.device = device
-        self.env = gym.make(env) if isinstance(env, str) and policy == "TablePolicy" else env
         self.learner: Learner = make_learner(self)
         self.generator = torch.Generator(self.learner.device).manual_seed(self.seed)
         self.history: History = {}

@@ -21,7 +21,7 @@ factor γ^t, ratios of single steps, a trust region) is said in `neural.py`.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -31,6 +31,7 @@ from awsgd_rl import validation
 from awsgd_rl.adaptation import TableAdaptation
 from awsgd_rl.agents.agent import Agent
 from awsgd_rl.agents.config import AgentConfig
+from awsgd_rl.agents.learner import compiled_grid
 from awsgd_rl.proposals import TableProposal
 from awsgd_rl.weights import importance_weights
 
@@ -48,9 +49,10 @@ class AWSGDConfig(AgentConfig):
     variant "paper". Default: 0.001 with networks, 0.03 with tables."""
     exploration_bound: float | None = None
     """Networks: largest norm of τ − w. Default: 1, none for the variant "paper"."""
-    critic: bool = True
-    """Variant "replay" with tables: gradients are those of a critic learned from what is replayed,
-    which is their one bias beside the truncation of ratios. False: of the returns."""
+    critic: bool | None = None
+    """Gradients are those of a critic learned from what is replayed, which is their one bias beside
+    the truncation of ratios. False: of the returns. Default: True for tables on the gridworld with
+    the variant "replay", returns to go and a baseline, and else not possible."""
     memory: int | None = None
     """Trajectories kept for replay. Default: 100 with tables, 64 with networks."""
     uniform_share: float = 0.5
@@ -69,7 +71,7 @@ class AWSGD(Agent):
         free = config.variant == "paper"
         if policy == "TablePolicy":
             # A critic's gradient varies so little that smaller batches and larger steps pay.
-            batch_size, learning_rate = (10, 16.0) if _uses_critic(config) else (20, 4.0)
+            batch_size, learning_rate = (20, 4.0) if config.critic is False else (10, 16.0)
             return {
                 "batch_size": batch_size,
                 "updates": 16,
@@ -122,7 +124,20 @@ class AWSGD(Agent):
     @property
     def uses_critic(self) -> bool:
         """Whether gradients are those of a critic."""
-        return _uses_critic(self.config)
+        return bool(self.config.critic)
+
+    def _resolve(self, config: AgentConfig) -> AgentConfig:
+        """Fill in the defaults, those that depend on the environment too."""
+        assert isinstance(config, AWSGDConfig)
+        returns = not (config.baseline and config.reward_to_go)
+        grid = compiled_grid(self.policy, self.env, config)
+        possible = config.variant == "replay" and not returns and grid is not None
+        if config.critic and not possible:
+            raise ValueError(
+                "got critic=True, expected it only for TablePolicy on the gridworld with "
+                "variant='replay', baseline=True and reward_to_go=True: leave it out"
+            )
+        return super()._resolve(replace(config, critic=possible and config.critic is not False))
 
     @classmethod
     def check(cls, config: Any) -> None:
@@ -187,8 +202,3 @@ class AWSGD(Agent):
         slots = draw.items.reshape(updates, n)
         scores = self.learner.replay(slots, weights, self.config.ratio_clip)
         self.adaptation.update(draw, scores.flatten(), log_uniform)
-
-
-def _uses_critic(config: AWSGDConfig) -> bool:
-    returns = not (config.baseline and config.reward_to_go)
-    return config.critic and config.variant == "replay" and not returns

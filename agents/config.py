@@ -11,7 +11,7 @@ class AgentConfig:
     """Options of every agent. `None` stands for a default that depends on the policy."""
 
     batch_size: int | None = None
-    """Episodes a batch. Default: 20 with tables, 8 with networks."""
+    """Episodes a batch. Default: depends on algorithm and policy."""
     updates: int | None = None
     """Gradient steps a batch. Default: depends on algorithm and policy."""
     learning_rate: float | None = None

@@ -174,33 +174,19 @@ def replay(
     critic: Critic,
     scratch: Floats,
 ) -> Floats:
-    """Take U steps, each on n past trajectories; in one kernel, as each costs microseconds.
+    """Take U steps, each on n past trajectories.
 
-    Args:
-        rows: where the trajectories lie.
-        which: [U, n] trajectories of each step.
-        weights: [U, n] weights of their draw.
-        log_drawn: [N] log density that each trajectory in `rows` was drawn with.
-        clip: largest ratio of the target's density to that one.
-        step: step size.
-        discount: in (0, 1].
-        target: the target policy, moved.
-        grid: the gridworld.
-        critic: backed up before each step.
-        scratch: [S, A + 1] zeros, and left so.
+    As `tables.replay`, with the gradients of the critic, which is backed up before each step.
 
     Returns:
         [U, n] sums of |TD error|: the new scores.
     """
-    n_steps, n = which.shape
-    scores = np.empty((n_steps, n))
-    for u in range(n_steps):
+    scores = np.empty(which.shape)
+    for u in range(which.shape[0]):
         scores[u] = back_up(rows, which[u], target, grid, discount, critic)
-        log_p = tables.log_probability(rows, which[u], target)
-        ratio = np.empty(n)
-        for b in range(n):
-            ratio[b] = min(np.exp(log_p[b] - log_drawn[which[u, b]]), clip)
-        touched = add_gradients(rows, which[u], ratio * weights[u] / n, target, critic.q, scratch)
+        ratios = np.exp(tables.log_probability(rows, which[u], target) - log_drawn[which[u]])
+        shares = np.minimum(ratios, clip) * weights[u] / which.shape[1]
+        touched = add_gradients(rows, which[u], shares, target, critic.q, scratch)
         tables.apply(target, touched, scratch, step)
         tables.clear(touched, scratch)
     return scores

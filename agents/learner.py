@@ -103,8 +103,8 @@ def make_learner(agent: "Agent") -> Learner:
         # On-policy agents have no options for Q_τ, which then stays where w is.
         "exploration_learning_rate": getattr(config, "exploration_learning_rate", 0.0),
     }
-    grid = _gridworld(agent.env) if agent.policy == "TablePolicy" else None
-    if grid is not None and config.horizon in (None, grid.horizon):
+    grid = compiled_grid(agent.policy, agent.env, config)
+    if grid is not None:
         return TabularLearner(
             grid,
             value_rate=config.value_rate,
@@ -139,9 +139,11 @@ def make_learner(agent: "Agent") -> Learner:
     )
 
 
-def _gridworld(env: Any) -> TrapGridworld | None:
+def compiled_grid(policy: str, env: Any, config: Any) -> TrapGridworld | None:
+    """Return the gridworld in `env` if a table learns on it in the compiled engine."""
     while isinstance(env, _TRANSPARENT):
         env = env.env
-    if isinstance(env, TrapGridworld) and isinstance(env.observation_space, gym.spaces.Discrete):
-        return env
-    return None
+    if policy != "TablePolicy" or not isinstance(env, TrapGridworld):
+        return None
+    discrete = isinstance(env.observation_space, gym.spaces.Discrete)
+    return env if discrete and config.horizon in (None, env.horizon) else None

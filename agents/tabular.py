@@ -13,7 +13,6 @@ from awsgd_rl.agents import critic as critic_module
 from awsgd_rl.agents import engine, tables
 from awsgd_rl.agents.exploration import CrossEntropyExploration
 from awsgd_rl.envs.gridworld import TrapGridworld
-from awsgd_rl.weights import truncated_weights
 
 _DECAY = 0.99  # of what a batch taught Q_τ, at each later batch
 
@@ -210,19 +209,16 @@ class TabularLearner:
 
     def remember(self, trajectories: TabularTrajectories) -> Tensor:
         """Copy trajectories into the memory; return their slots [B]."""
-        if self.memory is None:
-            raise ValueError("this learner was made with memory=0: pass the number to be kept")
-        return torch.from_numpy(self.memory.append(trajectories))
+        return torch.from_numpy(self._memory().append(trajectories))
 
     def recall(self, slots: Tensor) -> TabularTrajectories:
         """Return the trajectories in the memory's slots [B] (without copying their rows)."""
-        if self.memory is None:
-            raise ValueError("this learner was made with memory=0: pass the number to be kept")
+        memory = self._memory()
         nothing = torch.empty(0)
         return TabularTrajectories(
-            rows=self.memory.rows,
+            rows=memory.rows,
             which=slots.numpy(),
-            log_drawn=self.memory.log_drawn[slots],
+            log_drawn=memory.log_drawn[slots],
             returns=nothing,
             raw_returns=nothing,
             lengths=nothing,
@@ -320,28 +316,15 @@ class TabularLearner:
             weights: [U, n] of the draw.
             clip: largest ratio of the target's density to the one that they were drawn with.
         """
-        if self.critic is not None and self.memory is not None:
-            scores = critic_module.replay(
-                self.memory.rows,
-                slots.numpy(),
-                weights.numpy(),
-                self.memory.log_drawn.numpy(),
-                clip,
-                self.learning_rate,
-                self.discount,
-                self.target,
-                self.grid,
-                self.critic,
-                self._scratch,
-            )
-            return torch.from_numpy(scores)
-        norms = []
-        for items, shares in zip(slots, weights, strict=True):
-            past = self.recall(items)
-            ratio = truncated_weights(self.log_target(past), past.log_drawn, clip)
-            norms.append(ratio * self.signal(past))
-            self.ascend(past, ratio * shares)
-        return torch.stack(norms)
+        memory = self._memory()
+        what = (memory.rows, slots.numpy(), weights.numpy(), memory.log_drawn.numpy(), clip)
+        step, scratch = self.learning_rate, self._scratch
+        if self.critic is None:
+            scores = tables.replay(*what, step, self.target, self.values, scratch)
+        else:
+            world = (self.discount, self.target, self.grid, self.critic)
+            scores = critic_module.replay(*what, step, *world, scratch)
+        return torch.from_numpy(scores)
 
     def predict(self, observation: Any, deterministic: bool) -> NDArray[np.int64]:
         """Return actions [B] of P_w for states [B]."""
@@ -405,6 +388,11 @@ class TabularLearner:
             self.critic = critic_module.Critic(
                 checked["critic.q"].copy(), checked["critic.moves"].copy()
             )
+
+    def _memory(self) -> RowMemory:
+        if self.memory is None:
+            raise ValueError("this learner was made with memory=0: pass the number to be kept")
+        return self.memory
 
     def _accumulate(self, trajectories: TabularTrajectories, weights: Tensor) -> NDArray[np.int64]:
         rows, which = trajectories.rows, trajectories.which

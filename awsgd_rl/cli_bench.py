@@ -31,6 +31,10 @@ class Bench:
 
 
 BENCHES: Final = {
+    "anatomy": Bench(
+        "awsgd_rl.benchmarks.anatomy",
+        "what the AW-SGD agent does while it learns: its variance, its draw, its bias",
+    ),
     "env-speed": Bench(
         "awsgd_rl.benchmarks.env_speed",
         "steps a second of the engine and the vector environment beside other packages",

@@ -22,6 +22,14 @@ DESCRIPTION = """Run episodes of a saved agent: mean return, length and success 
 
 With --rare: how often does it fail? Episodes of an exploration policy that learns to make the agent
 fail, weighted back: rare failures in far fewer episodes than plain rollouts would need.
+It is for agents of this package (awsgd, reinforce) with discrete actions, and evaluates their
+stochastic policy. An agent that never fails gets a 95 % upper bound.
+
+outcomes for --rare:
+  failure  the episode has no success (the environment reports is_success)
+  trap     the environment ended the episode, without success
+  horizon  the episode was cut off at its longest length
+  return   the mean undiscounted return
 
 safety:
   Agents, those of Stable-Baselines3 included, are read as numbers and JSON:
@@ -32,6 +40,7 @@ examples:
   awsgd-rl evaluate runs/train-20260101-120000 --episodes 10000 --seed 1
   awsgd-rl evaluate runs/train-20260101-120000 --render gif
   awsgd-rl evaluate runs/train-20260101-120000 --rare failure
+  awsgd-rl evaluate runs/train-20260101-120000 --rare trap --relative-error 0.02
 """
 
 
@@ -42,13 +51,14 @@ class EvaluateOptions:
     directory: Annotated[Positional[Path], arg(metavar="DIR")]
     """Run folder of `train`, or the folder that an agent's `save` wrote."""
     episodes: int | None = None
-    """Number of episodes. Default: 100; with --render human: 3. With --rare, the most that are run:
-    100,000."""
+    """Number of episodes. Default: 100; with --render human: 3. With --rare: the most that are run,
+    200 or more; default: 100,000."""
     rare: str | None = None
-    """Estimate the probability of a rare outcome of the stochastic policy by learned exploration:
-    failure, trap, horizon (cut off), or the mean return."""
+    """Outcome whose probability (return: mean) is estimated by learned exploration: failure, trap,
+    horizon or return."""
     relative_error: float | None = None
-    """With --rare: standard error, as a share of the estimate, at which to stop. Default: 0.1."""
+    """With --rare: standard error, as a share of the estimate, at which to stop; above 0. Default:
+    0.1."""
     render: Literal["human", "gif"] | None = None
     """human: show the episodes in a window. gif: write the first one to episode.gif."""
     deterministic: bool = False

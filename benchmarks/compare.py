@@ -53,9 +53,10 @@ class CompareConfig:
     env: str | None = None
     """Any other Gymnasium environment by its id, in place of a preset or a size."""
     algos: tuple[str, ...] = ("awsgd", "reinforce", "reinforce-equal")
-    """What is compared: awsgd, uniform-replay (the same with uniform draws of past trajectories),
-    reinforce (one update a batch), reinforce-equal (as many updates a batch as awsgd),
-    awsgd-mixture, awsgd-paper, and Stable-Baselines3's a2c, ppo, dqn."""
+    """What is compared: awsgd, reinforce (on-policy, one update a batch), reinforce-equal (as many
+    updates a batch as awsgd); awsgd's variants awsgd-mixture and awsgd-paper; awsgd with a part
+    taken out: uniform-replay (uniform draws of past trajectories), awsgd-returns (no critic),
+    on-policy-critic (no past trajectories); and Stable-Baselines3's a2c, ppo, dqn."""
     regime: Literal["strong", "paper"] = "strong"
     """strong: returns to go, learned state values. paper: raw returns, no state values, batches of
     4 episodes, as in Bouchard et al. (2015)."""

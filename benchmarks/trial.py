@@ -45,6 +45,12 @@ ALGORITHMS: dict[str, Algorithm] = {
     "awsgd": Algorithm("AWSGD", {}, "AW-SGD"),
     "awsgd-mixture": Algorithm("AWSGD", {"variant": "mixture"}, "AW-SGD, mixture"),
     "awsgd-paper": Algorithm("AWSGD", {"variant": "paper"}, "AW-SGD, Algorithm 2"),
+    "awsgd-returns": Algorithm("AWSGD", {"critic": False}, "AW-SGD without its critic"),
+    "on-policy-critic": Algorithm(
+        "AWSGD",
+        {"batch_size": 10, "memory": 10, "uniform_share": 1.0, "exploration_share": 0.0},
+        "on-policy with AW-SGD's critic",
+    ),
     "uniform-replay": Algorithm("AWSGD", {"uniform_share": 1.0}, "uniform replay"),
     "reinforce": Algorithm("Reinforce", {"updates": 1}, "on-policy, one update a batch"),
     "reinforce-equal": Algorithm("Reinforce", {}, "on-policy, as many updates a batch"),
@@ -53,7 +59,8 @@ ALGORITHMS: dict[str, Algorithm] = {
     "dqn": Algorithm("StableBaselines", {}, "DQN (SB3)"),
 }
 """What can be compared, by label. `reinforce` is the baseline of Bouchard et al. (2015);
-`uniform-replay` is AW-SGD but for the draw of past trajectories, which is uniform."""
+the others but SB3's are AW-SGD with a part taken out: `uniform-replay` draws past trajectories
+uniformly, `awsgd-returns` has no critic, `on-policy-critic` draws from the fresh batch alone."""
 
 PAPER_REGIME: Mapping[str, Any] = {"reward_to_go": False, "baseline": False, "batch_size": 4}
 """Settings of this package's agents in the regime "paper"."""
@@ -62,6 +69,8 @@ PAPER_LEARNING_RATES: Mapping[str, float] = {
     "awsgd": 0.4,
     "awsgd-mixture": 0.1,
     "awsgd-paper": 0.1,
+    "awsgd-returns": 0.4,
+    "on-policy-critic": 0.3,
     "uniform-replay": 0.4,
     "reinforce": 0.1,
     "reinforce-equal": 0.3,

@@ -18,17 +18,23 @@ from awsgd_rl.statistics import mean_interval
 FIRST_MAP, MAPS, EPISODES = 1000, 10, 20_000
 SIZE, TRAPS = 15, 9
 
-_ON_POLICY = [
-    {"learning_rate": rate, "value_rate": value_rate}
-    for rate, value_rate in product((1.0, 2.0, 4.0, 6.0), (0.01, 0.03))
+
+def _on_policy(*rates: float) -> list[dict[str, float]]:
+    return [
+        {"batch_size": batch_size, "learning_rate": rate, "value_rate": value_rate}
+        for batch_size, rate, value_rate in product((10, 20), rates, (0.01, 0.03))
+    ]
+
+
+_REPLAY: list[dict[str, float]] = [
+    {"batch_size": batch_size, "learning_rate": rate, "memory": memory}
+    for batch_size, rate, memory in product((10, 20), (8.0, 16.0, 32.0), (40, 100))
 ]
 GRIDS: dict[str, list[dict[str, float]]] = {
-    "reinforce": _ON_POLICY,
-    "reinforce-equal": _ON_POLICY,
-    "awsgd": [
-        {"learning_rate": rate, "value_rate": value_rate, "memory": memory}
-        for rate, value_rate, memory in product((2.0, 4.0), (0.01, 0.03), (100, 1000))
-    ],
+    "reinforce": _on_policy(2.0, 4.0, 6.0),
+    "reinforce-equal": _on_policy(1.0, 2.0, 4.0),
+    "awsgd": _REPLAY,
+    "uniform-replay": _REPLAY,
 }
 """The settings that each algorithm is tried with: equally many."""
 
@@ -77,8 +83,11 @@ def run(
     for task, successes in zip(tasks[::maps], results, strict=True):
         mean, low, high = mean_interval(successes, bounds=(0.0, 1.0))
         interval = {"success_mean": mean, "success_mean_low": low, "success_mean_high": high}
-        setting = {"memory": 0, **task.setting}
-        rows.append({"algorithm": task.algorithm, **setting, **interval, "maps": maps})
+        # A table's columns are those of its first row.
+        setting = {"batch_size": 0, "learning_rate": 0, "value_rate": 0, "memory": 0}
+        rows.append(
+            {"algorithm": task.algorithm, **setting, **task.setting, **interval, "maps": maps}
+        )
     summary = {}
     for algorithm in GRIDS:
         best = max(
@@ -103,4 +112,5 @@ def success_of(task: Task, _send: Send) -> float:
         options["updates"] = updates
     agent = getattr(agents, algorithm.agent)("TablePolicy", env, seed=task.map, **options)
     agent.learn(total_episodes=task.episodes)
-    return float(np.mean(agent.history["success"]))
+    ended = np.array(agent.history["episodes"])
+    return float(np.average(agent.history["success"], weights=np.diff(ended, prepend=0)))

@@ -45,15 +45,16 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[Task]:
 
 
 def test_the_full_bench_runs_every_cell(ran: list[Task], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(learning, "MAPS", {"15/9": 5, "seed-50": 2})
+    few = {"strong": {"15/9": 5, "seed-50": 2}, "paper": {"15/9": 3, "seed-50": 2}}
+    monkeypatch.setattr(learning, "MAPS", few)
     shares: list[float] = []
     rows, summary = learning.run(progress=lambda share, text: shares.append(share))
     assert shares == sorted(shares)
     assert shares[-1] == pytest.approx(1.0)
     cells = {(row["regime"], row["preset"], row["algorithm"]) for row in rows}
     assert len(cells) == len(rows)
-    ours = {(r, p, a) for r in ("strong", "paper") for p in learning.MAPS for a in FAILURES}
-    theirs = {("strong", p, a) for p in learning.MAPS for a in ("a2c", "ppo")}
+    ours = {(r, p, a) for r in ("strong", "paper") for p in few["strong"] for a in FAILURES}
+    theirs = {("strong", p, a) for p in few["strong"] for a in ("a2c", "ppo")}
     assert cells == ours | theirs
     for task in ran:
         preset = task.config.preset
@@ -62,14 +63,14 @@ def test_the_full_bench_runs_every_cell(ran: list[Task], monkeypatch: pytest.Mon
             assert task.config.maps <= learning.STABLE_BASELINES_MAPS
             # As many steps as AW-SGD took on average.
             assert task.config.steps == int(
-                np.mean([300 + k for k in range(learning.MAPS[preset])])
+                np.mean([300 + k for k in range(few["strong"][preset])])
             )
         else:
-            assert task.config.maps == learning.MAPS[preset]
+            assert task.config.maps == few[task.config.regime][preset]
             assert task.config.episodes == 20_000
             assert task.config.steps is None
     for regime in ("strong", "paper"):
-        for preset in learning.MAPS:
+        for preset in few[regime]:
             for name in learning.RATIOS:
                 key = f"{regime}.{preset}.{name}"
                 assert summary[f"{key}_low"] <= summary[key] <= summary[f"{key}_high"]
@@ -170,17 +171,19 @@ def test_the_command_keeps_and_resumes(
 
 
 def test_the_presets_of_the_bench() -> None:
-    assert set(learning.MAPS) == {
-        *("15/9", "50/10", "50/25", "80/40"),
-        *("seed-15", "seed-50", "seed-80"),
-    }
-    assert set(learning.MAPS) == set(learning.MOST_STEPS) <= set(PRESETS)
+    for maps in learning.MAPS.values():
+        assert set(maps) == {
+            *("15/9", "50/10", "50/25", "80/40"),
+            *("seed-15", "seed-50", "seed-80"),
+        }
+        assert set(maps) == set(learning.MOST_STEPS) <= set(PRESETS)
 
 
 def test_figures_of_what_the_results_hold(
     ran: list[Task], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(learning, "MAPS", {"15/9": 1, "seed-50": 1})
+    one = {"15/9": 1, "seed-50": 1}
+    monkeypatch.setattr(learning, "MAPS", {"strong": one, "paper": one})
     rows, summary = learning.run()  # no interval: NaN, and null in the file
     held = json.loads(json.dumps(to_json({"rows": rows, "summary": summary})))
     written = learning.write_figures(held["rows"], held["summary"], tmp_path)

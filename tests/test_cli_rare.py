@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from awsgd_rl import cli, plots_maps
-from awsgd_rl.agents import AWSGD
+from awsgd_rl.agents import AWSGD, tables
 
 GRIDWORLD = "awsgd_rl/TrapGridworld-v0"
 
@@ -38,7 +38,8 @@ def test_writes_results_and_figures(agent, tmp_path, capsys):
         assert (out / f"failures.{kind}").stat().st_size > 1000
     printed = capsys.readouterr().out
     assert "plain episodes for this error" in printed
-    assert "the likeliest episodes with this outcome" in printed
+    assert "the likeliest failures met" in printed
+    assert "down" in printed
     assert json.loads((out / "config.json").read_text())["config"]["rare"] == "failure"
 
 
@@ -55,11 +56,47 @@ def test_says_when_there_is_only_a_bound(tmp_path, capsys):
     out = tmp_path / "out"
     assert run(tmp_path / "agent", "--rare", "failure", "--episodes", 400, "--out", out) == 0
     printed = capsys.readouterr().out
-    assert "95 % bound, none was met" in printed
+    assert "probability of failure, at most" in printed
+    assert "None of 400 episodes had the outcome: the number is a 95 % upper bound" in printed
+    assert "deterministic" not in printed
     summary = json.loads((out / "results.json").read_text())["summary"]
     assert summary["bound_only"] == 1
     assert summary["failure"] == 0
     assert 0.007 < summary["failure_high"] < 0.02
+
+
+@pytest.mark.parametrize(
+    ("outcome", "horizon", "line"),
+    [
+        ("failure", 40, "probability of failure, at most"),
+        ("failure", 4, "probability of failure, at least"),
+        ("return", 40, "mean return, no interval"),
+    ],
+)
+def test_says_when_the_policy_is_deterministic(tmp_path, capsys, outcome, horizon, line):
+    agent = AWSGD(
+        "TablePolicy", gym.make(GRIDWORLD, desc=["SFF", "FFF", "FFG"], horizon=horizon), seed=0
+    )
+    logits = np.full((9, 4), -1e4)
+    logits[:6, 1] = logits[6:, 2] = 0.0
+    if horizon == 4:
+        logits[0] = [0.0, -1e4, -1e4, -1e4]  # against the wall
+    agent.learner.target = tables.make_table(logits)
+    agent.save(tmp_path / "agent")
+    out = tmp_path / "out"
+    assert run(tmp_path / "agent", "--rare", outcome, "--episodes", 300, "--out", out) == 0
+    printed = capsys.readouterr().out
+    assert "The policy is deterministic" in printed
+    assert line in printed
+    summary = json.loads((out / "results.json").read_text())["summary"]
+    assert (summary["deterministic"], summary["bound_only"]) == (1, 1)
+    assert not (out / "failures.png").exists()
+
+
+def test_says_when_the_episodes_were_too_few(agent, tmp_path, capsys):
+    arguments = ("--rare", "failure", "--episodes", 200, "--relative-error", 0.001)
+    assert run(agent, *arguments, "--out", tmp_path / "out") == 0
+    assert "too few for a standard error of 0.001" in capsys.readouterr().out
 
 
 def test_networks_on_other_environments(tmp_path, capsys):
@@ -70,7 +107,9 @@ def test_networks_on_other_environments(tmp_path, capsys):
     summary = json.loads((out / "results.json").read_text())["summary"]
     assert 15 < summary["return"] < 30
     assert not (out / "failures.png").exists()
-    assert "off the typical return" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "off the typical return" in printed
+    assert "Plain rollouts would have done as well" in printed
 
 
 @pytest.mark.parametrize(
@@ -81,6 +120,7 @@ def test_networks_on_other_environments(tmp_path, capsys):
         (("--rare", "failure", "--relative-error", "0"), "relative_error is 0"),
         (("--rare", "failure", "--deterministic"), "evaluates the stochastic policy"),
         (("--rare", "failure", "--render", "gif"), "both given"),
+        (("--rare", "failure", "--seed", "-1"), "--seed is -1"),
         (("--relative-error", "0.2"), "is for --rare"),
     ],
 )

@@ -202,6 +202,23 @@ def test_when_it_is_used(options, used):
     assert agent.config.learning_rate == (16.0 if used else 4.0)
 
 
+@pytest.mark.parametrize(
+    ("policy", "env", "options"),
+    [
+        ("MlpPolicy", "CartPole-v1", {}),
+        ("TablePolicy", "FrozenLake-v1", {}),
+        ("TablePolicy", "awsgd_rl/TrapGridworld-v0", {"variant": "mixture"}),
+    ],
+)
+def test_where_it_is_not_possible(policy, env, options):
+    agent = AWSGD(policy, env, **options)
+    assert agent.config.critic is False
+    if policy == "TablePolicy":
+        assert agent.config.learning_rate == 4.0
+    with pytest.raises(ValueError, match="got critic=True, expected it only for TablePolicy"):
+        AWSGD(policy, env, critic=True, **options)
+
+
 def test_awsgd_learns_a_map_with_slips():
     env = TrapGridworld(size=6, traps=3, layout_seed=0, slip=0.05)
     agent = AWSGD("TablePolicy", env, seed=0).learn(total_episodes=1500)

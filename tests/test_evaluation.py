@@ -5,9 +5,11 @@ import numpy as np
 import pytest
 import torch
 
-from awsgd_rl.agents import AWSGD, evaluation, tables
-from awsgd_rl.agents.evaluation import estimate_outcome, mixture_weights, weighted_interval
+from awsgd_rl.agents import AWSGD, tables
+from awsgd_rl.agents.evaluation import estimate_outcome
 from awsgd_rl.agents.outcome_critics import NetworkCritic, TableCritic, aim
+from awsgd_rl.agents.outcome_vector_rollouts import VectorRollouts
+from awsgd_rl.agents.outcomes import Batch, LikeliestPaths
 from awsgd_rl.exact import TabularMDP
 
 GRIDWORLD = "awsgd_rl/TrapGridworld-v0"
@@ -87,7 +89,7 @@ def test_mlp_policies_are_unbiased():
 
 def test_networks_are_unbiased(monkeypatch):
     # No observation counts as coming back: the critic is a network.
-    monkeypatch.setattr(evaluation.VectorRollouts, "_RETURNING", 0.0)
+    monkeypatch.setattr(VectorRollouts, "_RETURNING", 0.0)
     monkeypatch.setattr(NetworkCritic, "rounds", 2)
     monkeypatch.setattr(NetworkCritic, "updates", 20)
     agent, exact = mlp_agent()
@@ -129,6 +131,7 @@ def test_outcomes_agree_with_exact_ones(outcome):
         for seed in range(40)
     ]
     within([each.estimate for each in found], exact)
+    assert all(path.outcome != each.typical for each in found for path in each.paths)
 
 
 def test_functions_as_outcomes():
@@ -167,6 +170,32 @@ def test_an_agent_that_never_fails_gives_a_bound():
     assert 2.9 / 1_000 < found.high < 3.1 / 500
 
 
+def test_an_agent_that_always_fails_gives_a_bound():
+    found = estimate_outcome(table_agent(horizon=3), episodes=400)
+    assert found.bound_only
+    assert found.estimate == found.high == 1.0
+    assert 1 - 3.1 / 200 < found.low < 1 - 2.9 / 400
+    assert found.paths == ()
+
+
+@pytest.mark.parametrize("slip", [0.0, 0.2])
+def test_deterministic_policies_are_said_to_be(slip):
+    agent = table_agent(slip)
+    assert not estimate_outcome(agent, episodes=400).deterministic
+    logits = np.where(agent.learner.target.logits == 4.0, 0.0, -np.inf)
+    agent.learner.target = tables.make_table(logits)
+    exact = failure_of(agent)
+    found = estimate_outcome(agent, episodes=400, relative_error=None)
+    assert found.deterministic
+    assert found.bound_only == (slip == 0.0)
+    assert found.low <= exact <= found.high
+    if found.bound_only:  # by all episodes, as all are plain: the rule of three
+        assert found.high == pytest.approx(3.0 / 400, rel=0.02)
+    else:
+        assert found.largest_weight == 1.0
+        assert found.variance_ratio == pytest.approx(1.0, rel=0.05)
+
+
 def test_bounds_cover():
     # Failures too rare to be met, by a policy that gives no way to aim at them: p = 1/300 an
     # episode, through slips alone. Where none is met, the bound must hold.
@@ -196,28 +225,16 @@ def test_actions_of_probability_zero_are_never_taken():
 
 
 def test_weights_are_bounded():
-    rng = np.random.default_rng(0)
-    log_p, log_q = rng.normal(0, 300, (2, 1000))
-    weights = mixture_weights(log_p, log_q, 0.9)
-    assert np.isfinite(weights).all()
-    assert weights.max() <= 10.0 + 1e-12
-    np.testing.assert_array_equal(mixture_weights(log_p, log_q, 0.0), 1.0)
-    # Enumerated: the mixture's expectation of the weight is 1.
-    p, q = rng.dirichlet(np.ones(6), 2)
-    p[0] = 0.0
-    p /= p.sum()
-    with np.errstate(divide="ignore"):
-        weights = mixture_weights(np.log(p), np.log(q), 0.7)
-    assert ((0.3 * p + 0.7 * q) * weights).sum() == pytest.approx(1.0)
     assert estimate_outcome(table_agent(), episodes=300).largest_weight <= 10.0 + 1e-12
+    # So few plain episodes that none would be left by rounding.
+    found = estimate_outcome(table_agent(), episodes=300, exploration_share=0.999)
+    assert found.largest_weight <= 75.0 + 1e-12  # two plain ones of 150
+    assert found.standard_error > 0.0
 
 
 def test_a_proposal_that_misses_the_support_is_refused():
-    with pytest.raises(ValueError, match="misses the target's support"):
-        mixture_weights(np.zeros(2), np.array([0.0, -np.inf]), 1.0)
     with pytest.raises(ValueError, match="expected below 1"):
         estimate_outcome(table_agent(), exploration_share=1)
-    assert mixture_weights(np.zeros(1), np.array([-np.inf]), 0.9)[0] == pytest.approx(10.0)
 
 
 def test_paths_are_the_likeliest_failures():
@@ -237,6 +254,36 @@ def test_paths_are_the_likeliest_failures():
         assert np.log(taken).sum() == pytest.approx(path.log_probability)
     # The shortest ways into the trap: 2 steps off the policy's way, on two of them.
     assert np.exp(scores).sum() <= found.high
+
+
+def test_one_path_does_not_crowd_out_the_others():
+    # By far the likeliest failure, which most episodes that explore draw again and again.
+    agent = table_agent(sharpness=12.0)
+    logits = agent.learner.target.logits.copy()
+    logits[4, 2] = logits[5, 2] = 12.0  # right, right from the policy's way: into the trap
+    logits[4, 1] = 14.0
+    logits[5, 1] = logits[5, 0] = logits[5, 3] = 0.0
+    agent.learner.target = tables.make_table(logits)
+    found = estimate_outcome(agent, episodes=2_000, relative_error=None)
+    assert found.paths[0].actions.tolist() == [1, 2, 2]
+    assert len(found.paths) == 6
+
+
+def test_paths_leave_when_their_outcome_becomes_the_typical_one():
+    def path(batch, b):
+        return np.zeros(2), np.array([int(batch.total[b])]), np.exp(batch.log_p[b : b + 1])
+
+    def batch(outcomes):
+        n = len(outcomes)
+        return Batch(
+            np.full(n, -1.0), np.zeros(n), outcomes, np.ones(n, np.int64), np.ones(n, bool),
+            np.ones(n), None,
+        )  # fmt: skip
+
+    paths = LikeliestPaths()
+    for outcomes, typical in (([5.0, 5.0, 3.0], 3.0), ([5.0, 5.0, 4.0, 2.0], 5.0)):
+        paths.add(batch(np.array(outcomes)), np.array(outcomes), typical, path)
+    assert [each.outcome for each in paths.best()] == [2.0, 4.0]
 
 
 def test_the_same_seed_gives_the_same_numbers():
@@ -317,20 +364,3 @@ def test_untried_actions_count_as_the_outcome():
     critic.add_ends(np.array([1]), np.array([0.0]), np.array([True]))
     solution = critic.solve(np.array([[0.9, 0.1]] * 3), np.array([0]), 0.0, 1.0)
     assert (solution.known, solution.possible) == (0.0, pytest.approx(0.1))
-
-
-def test_intervals_of_counts_are_garwoods_or_wider():
-    from scipy import stats
-
-    parts = np.zeros(100_000)
-    parts[:7] = 1.0
-    strata = np.zeros(100_000, np.int64)
-    interval = weighted_interval(parts, strata)
-    low, high = stats.chi2.ppf(0.025, 14) / 2, stats.chi2.ppf(0.975, 16) / 2
-    assert 0.8 * low < interval.low * 100_000 < low
-    assert interval.high * 100_000 == pytest.approx(high, rel=1e-3)
-    flipped = weighted_interval(-parts, strata)
-    assert (flipped.low, flipped.high) == (
-        pytest.approx(-interval.high),
-        pytest.approx(-interval.low),
-    )

@@ -178,7 +178,8 @@ class WatchedAWSGD(AWSGD):
         """Record the table, then draw from it."""
         fresh = self._fresh
         cut = fresh.lengths.numpy() >= self.learner.grid.horizon  # type: ignore[attr-defined]
-        end = np.where(fresh.success.numpy() > 0, engine.GOAL, np.where(cut, engine.HORIZON, 1))
+        failed = np.where(cut, engine.HORIZON, engine.TRAP)
+        end = np.where(fresh.success.numpy() > 0, engine.GOAL, failed)
         self.watch.append(end, ~fresh.from_target.numpy())
         self.watch.record(self.table.probabilities().numpy()[: self.table.filled])
         super().replay(n, updates)

@@ -34,12 +34,12 @@ from awsgd_rl.validation import require_name
 MAPS: Final = {
     "strong": {
         "15/9": 40,
-        "50/10": 10,
-        "50/25": 16,
-        "80/40": 4,
+        "50/10": 5,
+        "50/25": 10,
+        "80/40": 3,
         "seed-15": 10,
-        "seed-50": 6,
-        "seed-80": 4,
+        "seed-50": 4,
+        "seed-80": 3,
     },
     "paper": {
         "15/9": 12,
@@ -51,8 +51,8 @@ MAPS: Final = {
         "seed-80": 2,
     },
 }
-"""How many maps each preset gets, by regime: more where they tell more, so that all is done in less
-than an hour on two cores."""
+"""How many maps each preset gets, by regime: more where they tell more, so that all is done in an
+hour on two cores."""
 
 EPISODES: Final = 20_000
 ALGORITHMS: Final = ("awsgd", "uniform-replay", "reinforce", "reinforce-equal")

@@ -73,7 +73,7 @@ def _number(value: float | None, digits: int) -> str:
 
 
 def _ratios(root: Path, regime: str) -> str:
-    summary = _read(root, "learning")["summary"]
+    summary = _read(root, "learning" if regime == "strong" else "learning-paper")["summary"]
     rows = [
         [
             title,
@@ -86,10 +86,9 @@ def _ratios(root: Path, regime: str) -> str:
     return _table(["map", "AW-SGD's success", *_RATIOS.values()], rows)
 
 
-def _successes(root: Path, regime: str, number: str) -> str:
+def _successes(root: Path, number: str) -> str:
     results = _read(root, "learning")
-    summary = results["summary"]
-    rows = [row for row in results["rows"] if row["regime"] == regime]
+    summary, rows, regime = results["summary"], results["rows"], "strong"
     labels = list(dict.fromkeys(row["algorithm"] for row in rows))
     table = []
     for preset, title in PRESETS.items():
@@ -189,32 +188,12 @@ def _frozen(root: Path) -> str:
     return _table(["on-policy variance / variance", "no slips", "slips 0.1"], rows)
 
 
-def _tuned(root: Path) -> str:
-    rows = _read(root, "tuning")["rows"]
-    best: dict[str, dict[str, Any]] = {}
-    for row in rows:
-        other = best.get(row["algorithm"])
-        if other is None or row["success_mean"] > other["success_mean"]:
-            best[row["algorithm"]] = row
-    names = ("batch_size", "learning_rate", "value_rate", "memory")
-    table = [
-        [
-            ALGORITHMS[label].title,
-            *(f"{row[name]:g}" if row[name] else "" for name in names),
-            _interval(row, "success_mean", 4),
-        ]
-        for label, row in best.items()
-    ]
-    return _table(["agent", "batch", "step ρ", "value rate", "memory", "success"], table)
-
-
 TABLES: Final[dict[str, Callable[[Path], str]]] = {
     "ratios-strong": lambda root: _ratios(root, "strong"),
     "ratios-paper": lambda root: _ratios(root, "paper"),
-    "success-strong": lambda root: _successes(root, "strong", "success_mean"),
-    "final-strong": lambda root: _successes(root, "strong", "success_final"),
-    "iqm-strong": lambda root: _successes(root, "strong", "success_iqm"),
-    "success-paper": lambda root: _successes(root, "paper", "success_mean"),
+    "success-strong": lambda root: _successes(root, "success_mean"),
+    "final-strong": lambda root: _successes(root, "success_final"),
+    "iqm-strong": lambda root: _successes(root, "success_iqm"),
     "equal-steps": _equal_steps,
     "seconds": _seconds,
     "parts-15-9": lambda root: _comparison(root, "parts-15-9"),
@@ -222,7 +201,6 @@ TABLES: Final[dict[str, Callable[[Path], str]]] = {
     "variants": lambda root: _comparison(root, "compare-15-9-variants"),
     "evaluation": _evaluation,
     "frozen-variance": _frozen,
-    "tuned": _tuned,
 }
 """Every table, by name: what makes it from the results under a repository's root."""
 

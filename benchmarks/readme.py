@@ -188,6 +188,25 @@ def _frozen(root: Path) -> str:
     return _table(["on-policy variance / variance", "no slips", "slips 0.1"], rows)
 
 
+def _anatomy(root: Path) -> str:
+    summary = _read(root, "anatomy")["summary"]
+    trials = (50, 100, 200, 400, 800, 1600, 3200)
+    titles = {
+        "variance_ratio": "on-policy variance / mixture's",
+        "headroom": "headroom",
+        "bias": "bias of the critic's gradient / gradient",
+        "cosine": "cosine with the exact gradient",
+        "noise": "noise of a fresh batch / gradient",
+        "noise_returns": "the same of the returns' gradient",
+        "effective_draws": "trajectories drawn, in effect",
+    }
+    rows = [
+        [title, *(f"{summary[f'{name}_{n}']:.3g}" for n in trials)]
+        for name, title in titles.items()
+    ]
+    return _table(["after trials", *(f"{n:,}" for n in trials)], rows)
+
+
 TABLES: Final[dict[str, Callable[[Path], str]]] = {
     "ratios-strong": lambda root: _ratios(root, "strong"),
     "ratios-paper": lambda root: _ratios(root, "paper"),
@@ -201,6 +220,7 @@ TABLES: Final[dict[str, Callable[[Path], str]]] = {
     "variants": lambda root: _comparison(root, "compare-15-9-variants"),
     "evaluation": _evaluation,
     "frozen-variance": _frozen,
+    "anatomy": _anatomy,
 }
 """Every table, by name: what makes it from the results under a repository's root."""
 

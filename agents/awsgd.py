@@ -45,10 +45,12 @@ class AWSGDConfig(AgentConfig):
     exploration_share: float | None = None
     """α in [0, 1): share of each batch that Q_τ draws. Default: depends on variant and policy."""
     exploration_learning_rate: float | None = None
-    """Step size η of τ, on squared norms divided by their running mean: networks, and tables in the
-    variant "paper". Default: 0.001 with networks, 0.03 with tables."""
+    """Step size η of τ, on squared norms divided by their running mean, where τ makes steps of its own
+    (everywhere but on the gridworld, and there in the variant "paper"). Default: 0.03 with tables,
+    0.001 with networks."""
     exploration_bound: float | None = None
-    """Networks: largest norm of τ − w. Default: 1, none for the variant "paper"."""
+    """Largest norm of τ − w where τ makes steps of its own. Default: 3 with tables, 1 with networks,
+    none for the variant "paper"."""
     critic: bool | None = None
     """Gradients are those of a critic learned from what is replayed, which is their one bias beside
     the truncation of ratios. False: of the returns. Default: True for tables on the gridworld with
@@ -80,7 +82,7 @@ class AWSGD(Agent):
                 "discount": 0.999,
                 "memory": 100,
                 "exploration_learning_rate": 0.03,
-                "exploration_bound": math.inf,
+                "exploration_bound": math.inf if free else 3.0,
                 "exploration_share": 0.5 if config.variant == "mixture" else 0.2,
             }
         return {

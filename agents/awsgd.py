@@ -45,12 +45,12 @@ class AWSGDConfig(AgentConfig):
     exploration_share: float | None = None
     """α in [0, 1): share of each batch that Q_τ draws. Default: depends on variant and policy."""
     exploration_learning_rate: float | None = None
-    """Step size η of τ, on squared norms divided by their running mean, where τ makes steps of its own
-    (everywhere but on the gridworld, and there in the variant "paper"). Default: 0.03 with tables,
-    0.001 with networks."""
+    """Step size η of τ, on squared norms divided by their running mean, where τ makes steps of its
+    own (everywhere but on the gridworld, and there in the variant "paper"). Default: 0.03 with
+    tables, 0.001 with networks."""
     exploration_bound: float | None = None
-    """Largest norm of τ − w where τ makes steps of its own. Default: 3 with tables, 1 with networks,
-    none for the variant "paper"."""
+    """Largest norm of τ − w where τ makes steps of its own. Default: 3 with tables, 1 with
+    networks, none for the variant "paper"."""
     critic: bool | None = None
     """Gradients are those of a critic learned from what is replayed, which is their one bias beside
     the truncation of ratios. False: of the returns. Default: True for tables on the gridworld with

@@ -73,17 +73,20 @@ def _number(value: float | None, digits: int) -> str:
 
 
 def _ratios(root: Path, regime: str) -> str:
-    summary = _read(root, "learning" if regime == "strong" else "learning-paper")["summary"]
+    results = _read(root, "learning" if regime == "strong" else "learning-paper")
+    summary = results["summary"]
+    maps = {row["preset"]: row["maps"] for row in results["rows"] if row["algorithm"] == "awsgd"}
     rows = [
         [
             title,
+            str(maps[preset]),
             f"{summary[f'{regime}.{preset}.awsgd.success_mean']:.3f}",
             *(_interval(summary, f"{regime}.{preset}.{name}", 2) for name in _RATIOS),
         ]
         for preset, title in PRESETS.items()
-        if f"{regime}.{preset}.failure_ratio" in summary
+        if preset in maps
     ]
-    return _table(["map", "AW-SGD's success", *_RATIOS.values()], rows)
+    return _table(["map", "maps", "AW-SGD's success", *_RATIOS.values()], rows)
 
 
 def _successes(root: Path, number: str) -> str:

@@ -92,7 +92,8 @@ def _ratios(root: Path, regime: str) -> str:
 def _successes(root: Path, number: str) -> str:
     results = _read(root, "learning")
     summary, rows, regime = results["summary"], results["rows"], "strong"
-    labels = list(dict.fromkeys(row["algorithm"] for row in rows))
+    # Stable-Baselines3's agents were given steps, not trials: `equal-steps` has them.
+    labels = list(dict.fromkeys(row["algorithm"] for row in rows if row["trials"] is not None))
     table = []
     for preset, title in PRESETS.items():
         maps = [row["maps"] for row in rows if row["preset"] == preset]

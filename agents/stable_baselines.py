@@ -92,6 +92,7 @@ class StableBaselines:
 
     def _make_model(self, device: str) -> "BaseAlgorithm":
         import stable_baselines3
+        from stable_baselines3.common.logger import Logger
 
         from awsgd_rl.agents.sb3_vec_env import make_vec_env
 
@@ -106,6 +107,9 @@ class StableBaselines:
             tensorboard_log=self._tensorboard_log,
             **settings,
         )
+        if self._tensorboard_log is None:
+            # Its own choice leaves an empty folder behind in the temporary directory.
+            model.set_logger(Logger(folder=None, output_formats=[]))
         return model
 
     @property

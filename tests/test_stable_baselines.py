@@ -1,6 +1,7 @@
 import csv
 import json
 import math
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -268,3 +269,10 @@ def test_a_damaged_agent_is_refused(saved: Path, damage: Any) -> None:
     with pytest.raises(ValueError, match=r"agent|damaged|safetensors|fit|unknown") as error:
         StableBaselines.load(saved, device="cpu")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("algorithm", ["a2c", "dqn"])
+def test_nothing_is_left_in_the_temporary_directory(algorithm, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    StableBaselines(algorithm, "MlpPolicy", "CartPole-v1").learn(200)
+    assert not list(tmp_path.iterdir())

@@ -30,7 +30,7 @@ from torch import Tensor
 from awsgd_rl import validation
 from awsgd_rl.adaptation import TableAdaptation
 from awsgd_rl.agents.agent import Agent
-from awsgd_rl.agents.config import AgentConfig
+from awsgd_rl.agents.config import NETWORK_DEFAULTS, AgentConfig
 from awsgd_rl.agents.learner import compiled_grid
 from awsgd_rl.proposals import TableProposal
 from awsgd_rl.weights import importance_weights
@@ -86,11 +86,7 @@ class AWSGD(Agent):
                 "exploration_share": 0.5 if config.variant == "mixture" else 0.2,
             }
         return {
-            "batch_size": 8,
-            "updates": 8,
-            "learning_rate": 3e-3,
-            "value_rate": 0.03,
-            "discount": 0.99,
+            **NETWORK_DEFAULTS,
             "memory": 64,
             "exploration_learning_rate": 1e-3,
             "exploration_bound": math.inf if free else 1.0,

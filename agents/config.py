@@ -1,5 +1,6 @@
 """The options that every agent has."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +46,16 @@ class AgentConfig:
     """Networks with hidden layers: gradients are scaled down to this norm."""
     normalise_observations: bool = True
     """Networks: subtract the running mean of the observations, divide by their deviation."""
+
+
+NETWORK_DEFAULTS: Mapping[str, float] = {
+    "batch_size": 8,
+    "updates": 8,
+    "learning_rate": 3e-3,
+    "value_rate": 0.03,
+    "discount": 0.99,
+}
+"""What `None` stands for with networks, whatever the algorithm."""
 
 
 def check_common(config: Any) -> None:

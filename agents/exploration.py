@@ -30,10 +30,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from awsgd_rl import validation
+from awsgd_rl import validation, weighted_means
 from awsgd_rl.agents import engine, tables
 from awsgd_rl.agents.tables import COUNT, Floats, Ints, Rows, Table
-from awsgd_rl.weights import balance_heuristic
 
 _LARGEST_GAIN = 1e100  # of new evidence over the first, before all is scaled back
 _LARGEST_LOG_RATIO = 30.0  # of two probabilities of an action; a guard against overflow
@@ -246,12 +245,8 @@ def mixture_weights(
     rows: Rows, which: Ints, target: Table, exploration: Table, share: float
 ) -> Floats:
     """Return [B] p / ((1 − α) p + α q) of the trajectories `which` [B]; α is `share`."""
-    log_densities = np.stack(
-        [tables.log_probability(rows, which, table) for table in (target, exploration)], axis=1
-    )
-    shares = torch.tensor([1.0 - share, share], dtype=torch.float64)
-    weights: Floats = balance_heuristic(0, torch.from_numpy(log_densities), shares).numpy()
-    return weights
+    log_p, log_q = (tables.log_probability(rows, which, table) for table in (target, exploration))
+    return weighted_means.mixture_weights(log_p, log_q, share)
 
 
 def learn_exploration(

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from awsgd_rl.agents.agent import Agent
-from awsgd_rl.agents.config import AgentConfig
+from awsgd_rl.agents.config import NETWORK_DEFAULTS, AgentConfig
 from awsgd_rl.weights import truncated_weights
 
 
@@ -48,13 +48,7 @@ class Reinforce(Agent):
                 "value_rate": rates[1],
                 "discount": 0.999,
             }
-        return {
-            "batch_size": 8,
-            "updates": 8,
-            "learning_rate": 3e-3,
-            "value_rate": 0.03,
-            "discount": 0.99,
-        }
+        return dict(NETWORK_DEFAULTS)
 
     def update(self, n: int) -> dict[str, float]:
         """Learn from `n` fresh episodes of the target policy."""

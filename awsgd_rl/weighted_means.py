@@ -26,7 +26,8 @@ Ints = NDArray[np.int64]
 def mixture_weights(log_p: Floats, log_q: Floats, share: float) -> Floats:
     """Return [B] p / ((1 - share) p + share q), at most 1 / (1 - share).
 
-    The balance heuristic of two strata (Veach and Guibas 1995).
+    The balance heuristic of two strata (Veach and Guibas 1995), by the difference of the two log
+    densities alone: exactly 1 where they agree, as `weights.balance_heuristic` is not.
 
     Args:
         log_p: [B] log densities under the target.

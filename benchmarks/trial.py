@@ -58,9 +58,9 @@ ALGORITHMS: dict[str, Algorithm] = {
     "ppo": Algorithm("StableBaselines", {}, "PPO (SB3)"),
     "dqn": Algorithm("StableBaselines", {}, "DQN (SB3)"),
 }
-"""What can be compared, by label. `reinforce` is the baseline of Bouchard et al. (2015);
-the others but SB3's are AW-SGD with a part taken out: `uniform-replay` draws past trajectories
-uniformly, `awsgd-returns` has no critic, `on-policy-critic` draws from the fresh batch alone."""
+"""What can be compared, by label. `reinforce` is the baseline of Bouchard et al. (2015). Three are
+AW-SGD with a part taken out: `uniform-replay` draws past trajectories uniformly, `awsgd-returns`
+has no critic, `on-policy-critic` draws from the fresh batch alone."""
 
 PAPER_REGIME: Mapping[str, Any] = {"reward_to_go": False, "baseline": False, "batch_size": 4}
 """Settings of this package's agents in the regime "paper"."""

@@ -13,7 +13,7 @@ from tyro.conf import Positional, arg
 from awsgd_rl.cli_common import RunOptions, UsageError, bad_usage, parse, run_folder
 from awsgd_rl.cli_output import Output, format_number, summary_rows
 from awsgd_rl.runs import describe_cpu, read_config
-from awsgd_rl.validation import require_name
+from awsgd_rl.validation import require_integer, require_name
 
 _MOST_COLUMNS: Final = 8
 
@@ -142,6 +142,7 @@ def _arguments(asked: BenchOptions, run: Any) -> dict[str, Any]:
 
     Raises:
         UsageError: If one is given that it does not take.
+        ValueError: If a count is below 1.
     """
     given = {
         name: value
@@ -151,6 +152,9 @@ def _arguments(asked: BenchOptions, run: Any) -> dict[str, Any]:
     for name in given:
         if name not in inspect.signature(run).parameters:
             raise UsageError(f"bench {asked.name} takes no --{name}: leave it out")
+    for name in ("maps", "seeds", "jobs"):
+        if name in given:
+            require_integer(f"--{name}", given[name])
     if asked.data is not None and not asked.data.exists():
         raise UsageError(f"--data is {str(asked.data)!r}, but there is no such file or folder")
     return given

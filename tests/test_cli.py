@@ -605,6 +605,17 @@ def test_bench(awsgd: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "takes no --data" in run.err
 
 
+@pytest.mark.parametrize(
+    ("bench", "option"),
+    [("learning", "--maps"), ("control", "--seeds"), ("anatomy", "--jobs")],
+)
+def test_bench_refuses_a_count_of_none(awsgd: Command, bench: str, option: str) -> None:
+    run = awsgd("bench", bench, "--quick", option, "0", "--out", "run")
+    assert run.status == 2
+    assert f"{option} is 0, expected 1 or more" in run.err
+    assert not Path("run").exists()
+
+
 def test_report(awsgd: Command, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[str] = []
     monkeypatch.setattr("webbrowser.open", opened.append)

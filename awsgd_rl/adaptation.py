@@ -254,7 +254,7 @@ class TableAdaptation:
           ValueError: if a shape is wrong, a signal is negative, infinite or NaN, or log_p is not
             constant. Nothing is written then.
         """
-        signal = _check_signal(signal, draw)
+        _check_shape(signal, draw)
         if log_p is not None:
             low, high = (bound.item() for bound in torch.aminmax(log_p))
             if not high - low <= 1e-6:
@@ -263,6 +263,7 @@ class TableAdaptation:
                     "for another pass p times the norm as the signal, and leave log_p out"
                 )
         if self.decay > 0.0:
+            signal = check_scores(signal, "signal")
             old = self.proposal.scores.index_select(0, draw.items)
             signal = self.decay * old + (1.0 - self.decay) * signal
         self.proposal.set_scores(draw.items, signal)
@@ -285,9 +286,13 @@ class TableAdaptation:
 
 
 def _check_signal(signal: Tensor, draw: Draw) -> Tensor:
+    _check_shape(signal, draw)
+    return check_scores(signal, "signal")
+
+
+def _check_shape(signal: Tensor, draw: Draw) -> None:
     if signal.shape != draw.log_q.shape:
         raise ValueError(
             f"signal has shape {tuple(signal.shape)}, expected {tuple(draw.log_q.shape)}: "
             "one norm per draw"
         )
-    return check_scores(signal, "signal")

@@ -6,7 +6,7 @@ Densities are float64 log densities. No draw waits for the device; whatever must
 
 import math
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from awsgd_rl.sampling import (
     draw_uniforms,
     sample_from_cumulative,
 )
+from awsgd_rl.table import TableProposal
 
 __all__ = [
     "ClassProposal",
@@ -60,159 +61,6 @@ class UniformProposal(Proposal):
         device = self.log_density.device
         items = torch.randint(self.n, (count,), generator=generator, device=device)
         return Draw(items, self.log_density.repeat(count))
-
-
-class TableProposal(Proposal):
-    """A score per item: per-example gradient norms, a memory, replay priorities.
-
-    q(i) = (1 − u) max(s_i, floor)^exponent / Σ_j max(s_j, floor)^exponent + u / n, over the n
-    filled slots. Where all of these scores are 0, q is uniform. With floor = 0 and u = 0 an item
-    of zero score is never drawn, and a mean that it takes part in is biased.
-
-    A draw costs O(log N), the first one after a change of the scores O(N).
-
-    Args:
-      scores: [N] scores, or N: scores of 1. Copied.
-      exponent: flattens (below 1) or sharpens the scores; 0 is uniform.
-      floor: smallest score.
-      uniform_share: u, the share of uniform draws: weights then stay below 1 / u.
-
-    Raises:
-      ValueError: if a score is negative, infinite or NaN, or a setting is out of range.
-    """
-
-    scores: Tensor
-    filled_slots: Tensor
-    _table: tuple[Tensor, Tensor] | None
-
-    def __init__(
-        self,
-        scores: Tensor | int,
-        *,
-        exponent: float = 1.0,
-        floor: float = 0.0,
-        uniform_share: float = 0.0,
-    ) -> None:
-        super().__init__()
-        if isinstance(scores, int):
-            scores = torch.ones(_check_size(scores), dtype=torch.float64)
-        scores = check_scores(scores).clone()
-        if not 0.0 <= exponent < math.inf:
-            raise ValueError(f"exponent is {exponent}, expected a finite number of at least 0")
-        # So that neither a power nor the sum leaves float64.
-        self._largest = (1e300 / len(scores)) ** (1.0 / max(exponent, 1.0))
-        check_scores(scores, largest=self._largest)
-        if not 0.0 <= floor <= self._largest:
-            raise ValueError(f"floor is {floor}, expected between 0 and {self._largest:g}")
-        if not 0.0 <= uniform_share <= 1.0:
-            raise ValueError(f"uniform_share is {uniform_share}, expected between 0 and 1")
-        self.exponent, self.floor, self.uniform_share = exponent, floor, uniform_share
-        self.register_buffer("scores", scores)
-        self.register_buffer("filled_slots", torch.tensor(len(scores)))
-        self.register_load_state_dict_post_hook(_reload_table)  # type: ignore[no-untyped-call]
-        self._filled = len(scores)
-        self._table = None
-
-    @property
-    def filled(self) -> int:
-        """Number n of slots that can be drawn: the first n."""
-        return self._filled
-
-    def fill(self, filled: int) -> None:
-        """Sets how many slots, from the first, can be drawn: for a memory that is filling up.
-
-        Args:
-          filled: from 0 (nothing can be drawn yet) to N.
-
-        Raises:
-          ValueError: if filled is out of range.
-        """
-        if not 0 <= filled <= len(self.scores):
-            raise ValueError(
-                f"filled is {filled}, expected between 0 and the table's {len(self.scores)} slots"
-            )
-        self.filled_slots.fill_(filled)
-        self._filled = filled
-        self._table = None
-
-    def set_scores(self, items: Tensor, scores: Tensor) -> None:
-        """Writes scores; of several for the same item the last one stays.
-
-        Reads the values to check them, so on a CUDA device it waits for them.
-
-        Args:
-          items: [B] long.
-          scores: [B] finite and non-negative.
-
-        Raises:
-          ValueError: if shapes differ, an item is outside the table, or a score is negative,
-            infinite or NaN. Nothing is written then.
-        """
-        scores = check_scores(scores, largest=self._largest)
-        if items.shape != scores.shape or items.dtype != torch.long:
-            raise ValueError(
-                f"items has shape {tuple(items.shape)} and type {items.dtype}, "
-                f"expected long of shape {tuple(scores.shape)}: one item per score"
-            )
-        low, high = (bound.item() for bound in torch.aminmax(items))
-        if low < 0 or high >= len(self.scores):
-            raise ValueError(
-                f"items range from {low} to {high}, expected 0 to {len(self.scores) - 1}"
-            )
-        if self.scores.device.type == "cpu":
-            # NumPy promises that the last write to an item stays, torch does not.
-            self.scores.numpy()[items.numpy()] = scores.numpy()
-        else:
-            self.scores.index_copy_(0, items, scores[_last_write(items)])
-        self._table = None
-
-    def probabilities(self) -> Tensor:
-        """[N] float64, the probability of every item; sums to 1."""
-        return self._current()[0].clone()
-
-    def log_prob(self, items: Tensor, *, given: Tensor | None = None) -> Tensor:
-        """[B] log probability; a table has no τ, so there is no gradient."""
-        self._check_given(len(items), given)
-        return self._current()[0].index_select(0, items).log()
-
-    def _draw(self, count: int, generator: torch.Generator | None, given: Tensor | None) -> Draw:
-        probabilities, cumulative = self._current()
-        uniforms = draw_uniforms(count, device=cumulative.device, generator=generator)
-        items = sample_from_cumulative(cumulative, uniforms)
-        return Draw(items, probabilities.index_select(0, items).log())
-
-    def _current(self) -> tuple[Tensor, Tensor]:
-        scores, n = self.scores, self._filled
-        if self._table is not None and self._table[0].device == scores.device:
-            return self._table
-        if n == 0:
-            raise ValueError("no slot of the table is filled: call fill(n) first")
-        slots = len(scores)
-        scores = scores[:n] if n < slots else scores
-        if self.floor > 0.0:
-            scores = scores.clamp_min(self.floor)
-        if self.exponent != 1.0:
-            scores = scores.pow(self.exponent)
-        # 0/0 only where all scores are 0.
-        probabilities = (scores / scores.sum()).nan_to_num_(nan=1.0 / n)
-        if self.uniform_share > 0.0:
-            probabilities.mul_(1.0 - self.uniform_share).add_(self.uniform_share / n)
-        if n < slots:
-            probabilities = nn.functional.pad(probabilities, (0, slots - n))
-        self._table = probabilities, cumulative_scores(probabilities)
-        return self._table
-
-
-def _last_write(items: Tensor) -> Tensor:
-    """[B] for each write, the position of the last write to the same item."""
-    ordered, order = torch.sort(items, stable=True)
-    return order[torch.searchsorted(ordered, items, right=True) - 1]
-
-
-def _reload_table(module: Any, _incompatible_keys: Any) -> None:
-    # A function of the module, not a closure over one: a deep copy must reload itself.
-    check_scores(module.scores, "the loaded scores", module._largest)
-    module.fill(int(module.filled_slots))
 
 
 class SoftmaxProposal(Proposal):

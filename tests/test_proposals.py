@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from awsgd_rl.adaptation import ScoreFunctionAdaptation
 from awsgd_rl.base import Draw, Proposal
 from awsgd_rl.estimators import importance_estimate
+from awsgd_rl.feature_proposals import FeatureSoftmaxProposal
+from awsgd_rl.hashing import HashProposal
+from awsgd_rl.neighbours import NeighbourProposal
 from awsgd_rl.policies import GaussianPolicyProposal, PolicyProposal
 from awsgd_rl.proposals import (
     ClassProposal,
@@ -20,7 +23,6 @@ from awsgd_rl.proposals import (
     SoftmaxProposal,
     TableProposal,
     UniformProposal,
-    _last_write,
 )
 
 LABELS = torch.tensor([0, 2, 1, 2, 2, 0])
@@ -52,6 +54,19 @@ def table() -> TableProposal:
     return TableProposal(
         torch.tensor([0.0, 2.0, 5.0, 0.1, 3.0]), exponent=0.6, floor=0.05, uniform_share=0.1
     )
+
+
+def hashing() -> HashProposal:
+    keys = torch.randn(40, 3, generator=generator(1))
+    proposal = HashProposal(keys, bits=4, tables=5, generator=generator(2))
+    proposal.set_query(torch.tensor([1.0, 0.3, -2.0]))
+    return proposal
+
+
+def neighbours() -> NeighbourProposal:
+    proposal = NeighbourProposal(torch.randn(40, 3, generator=generator(1)), neighbours=6)
+    proposal.set_query(torch.tensor([1.0, 0.3, -2.0]))
+    return proposal
 
 
 def filling_table() -> TableProposal:
@@ -116,6 +131,21 @@ CASES = {
     "table half full": Case(filling_table, torch.arange(3)),
     "softmax": Case(lambda: with_random_tau(SoftmaxProposal(5)), torch.arange(5)),
     "class": Case(lambda: with_random_tau(ClassProposal(LABELS, 3)), torch.arange(6)),
+    "feature softmax": Case(
+        lambda: with_random_tau(
+            FeatureSoftmaxProposal(
+                torch.tensor([[0.2, 1.0], [1.0, 0.0], [-1.0, 0.5], [0.0, -2.0]]),
+                torch.tensor([3, 0, 2, 2, 0]),
+                uniform_share=0.1,
+            )
+        ),
+        torch.arange(5),
+    ),
+    "hashing": Case(hashing, torch.arange(40)),
+    "hashing without a query": Case(
+        lambda: HashProposal(torch.eye(5), generator=generator()), torch.arange(5)
+    ),
+    "neighbours": Case(neighbours, torch.arange(40)),
     "product": Case(
         lambda: with_random_tau(ProductProposal(SoftmaxProposal(3), SoftmaxProposal(4))), PAIRS
     ),
@@ -360,132 +390,6 @@ class TestUniform:
     def test_empty_is_refused(self) -> None:
         with pytest.raises(ValueError, match="n is 0"):
             UniformProposal(0)
-
-
-class TestTable:
-    def test_formula(self) -> None:
-        raised = torch.tensor([0.05, 2.0, 5.0, 0.1, 3.0], dtype=torch.float64).pow(0.6)
-        expected = 0.9 * raised / raised.sum() + 0.1 / 5
-        torch.testing.assert_close(table().probabilities(), expected, rtol=1e-6, atol=0.0)
-
-    def test_only_filled_slots_have_mass(self) -> None:
-        proposal = TableProposal(4, uniform_share=0.5)
-        proposal.set_scores(torch.tensor([0, 1]), torch.tensor([3.0, 1.0]))
-        proposal.fill(2)
-        assert proposal.filled == 2
-        assert proposal.probabilities().tolist() == [0.625, 0.375, 0.0, 0.0]
-        assert proposal.sample(500, generator=generator()).max() == 1
-        assert proposal.log_prob(torch.tensor([3])).item() == -math.inf
-
-    def test_nothing_filled_is_refused(self) -> None:
-        proposal = TableProposal(4)
-        proposal.fill(0)
-        with pytest.raises(ValueError, match=r"call fill\(n\)"):
-            proposal.draw(1)
-
-    @pytest.mark.parametrize("filled", [-1, 5])
-    def test_bad_fill_is_refused(self, filled: int) -> None:
-        proposal = TableProposal(4)
-        with pytest.raises(ValueError, match="filled is"):
-            proposal.fill(filled)
-        assert proposal.filled == 4
-
-    @pytest.mark.parametrize("uniform_share", [0.0, 0.3])
-    @pytest.mark.parametrize("exponent", [0.0, 0.5, 1.0, 2.0])
-    def test_all_scores_zero_is_uniform(self, exponent: float, uniform_share: float) -> None:
-        proposal = TableProposal(torch.zeros(4), exponent=exponent, uniform_share=uniform_share)
-        torch.testing.assert_close(
-            proposal.probabilities(), torch.full((4,), 0.25, dtype=torch.float64)
-        )
-
-    def test_last_of_several_writes_stays(self) -> None:
-        proposal = TableProposal(5)
-        items = torch.tensor([3, 1, 3, 1, 3])
-        proposal.set_scores(items, torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]))
-        assert proposal.scores.tolist() == [1.0, 4.0, 1.0, 5.0, 1.0]
-        assert _last_write(items).tolist() == [4, 3, 4, 3, 4]
-
-    def test_writes_are_seen_by_the_next_draw(self) -> None:
-        proposal = TableProposal(torch.tensor([1.0, 0.0, 0.0]))
-        assert set(proposal.sample(50, generator=generator()).tolist()) == {0}
-        proposal.set_scores(torch.tensor([0, 2]), torch.tensor([0.0, 1.0]))
-        assert set(proposal.sample(50, generator=generator()).tolist()) == {2}
-
-    @pytest.mark.parametrize(
-        ("items", "scores"),
-        [
-            ([0, 1], [1.0, math.nan]),
-            ([0, 1], [1.0, math.inf]),
-            ([0, 1], [1.0, -1e-9]),
-            ([0, 1], [1.0, 1e302]),
-            ([0, 4], [1.0, 1.0]),
-            ([0, -1], [1.0, 1.0]),
-            ([0], [1.0, 1.0]),
-            ([], []),
-        ],
-    )
-    def test_bad_writes_change_nothing(self, items: list[int], scores: list[float]) -> None:
-        proposal = TableProposal(torch.tensor([1.0, 2.0, 3.0, 4.0]))
-        before = proposal.probabilities()
-        with pytest.raises(ValueError, match="expected"):
-            proposal.set_scores(torch.tensor(items, dtype=torch.long), torch.tensor(scores))
-        assert proposal.scores.tolist() == [1.0, 2.0, 3.0, 4.0]
-        assert torch.equal(proposal.probabilities(), before)
-
-    def test_float_items_are_refused(self) -> None:
-        with pytest.raises(ValueError, match="expected long"):
-            TableProposal(3).set_scores(torch.tensor([0.0]), torch.tensor([1.0]))
-
-    @pytest.mark.parametrize("scores", [[], [1.0, -1.0], [math.nan], [math.inf], [[1.0]], 0, -3])
-    def test_bad_scores_are_refused(self, scores: list[float] | int) -> None:
-        with pytest.raises(ValueError, match="expected"):
-            TableProposal(scores if isinstance(scores, int) else torch.tensor(scores))
-
-    @pytest.mark.parametrize(
-        "settings",
-        [
-            {"exponent": -1.0},
-            {"exponent": math.nan},
-            {"floor": -0.1},
-            {"floor": math.inf},
-            {"uniform_share": 1.1},
-            {"uniform_share": math.nan},
-        ],
-    )
-    def test_bad_settings_are_refused(self, settings: dict[str, float]) -> None:
-        with pytest.raises(ValueError, match="expected"):
-            TableProposal(3, **settings)
-
-    @pytest.mark.parametrize("exponent", [0.5, 1.0, 3.0])
-    def test_extreme_scores_stay_finite(self, exponent: float) -> None:
-        largest = TableProposal(3, exponent=exponent)._largest
-        proposal = TableProposal(
-            torch.tensor([largest, largest, 1e-320], dtype=torch.float64), exponent=exponent
-        )
-        torch.testing.assert_close(
-            proposal.probabilities()[:2], torch.full((2,), 0.5, dtype=torch.float64)
-        )
-
-    def test_one_outlier_repaired_leaves_no_trace(self) -> None:
-        proposal = TableProposal(torch.ones(1000), uniform_share=0.1)
-        before = proposal.probabilities()
-        proposal.set_scores(torch.tensor([7]), torch.tensor([1e30]))
-        proposal.draw(5)
-        proposal.set_scores(torch.tensor([7]), torch.tensor([1.0]))
-        assert torch.equal(proposal.probabilities(), before)
-
-    def test_what_is_given_is_copied(self) -> None:
-        scores = torch.ones(3, dtype=torch.float64)
-        proposal = TableProposal(scores)
-        scores[0] = math.nan
-        proposal.probabilities()[1] = math.nan
-        assert proposal.probabilities().isfinite().all()
-
-    def test_a_damaged_state_is_refused(self) -> None:
-        state = TableProposal(3).state_dict()
-        state["scores"] = torch.tensor([1.0, math.nan, 1.0], dtype=torch.float64)
-        with pytest.raises(ValueError, match="the loaded scores"):
-            TableProposal(3).load_state_dict(state)
 
 
 class TestClass:

@@ -59,6 +59,26 @@ BENCHES: Final = {
         "awsgd_rl.benchmarks.frozen_variance",
         "variance of a frozen policy's gradient: on-policy beside learned exploration",
     ),
+    "integral": Bench(
+        "awsgd_rl.benchmarks.integral",
+        "the mean of a matrix with a heavy block: learned draws beside uniform ones",
+    ),
+    "class-bias": Bench(
+        "awsgd_rl.benchmarks.class_bias",
+        "imbalanced classes: class bias and richer proposals beside what people use",
+    ),
+    "matrix-factorisation": Bench(
+        "awsgd_rl.benchmarks.matrix_factorisation",
+        "rows and columns drawn as their errors ask for: synthetic matrices and MNIST zeros",
+    ),
+    "time-aware": Bench(
+        "awsgd_rl.benchmarks.time_aware",
+        "rows that are slow to read: the draw learned with its access time",
+    ),
+    "hashing": Bench(
+        "awsgd_rl.benchmarks.hashing",
+        "examples found by hash tables and near neighbours, heavy and light tails",
+    ),
 }
 
 LIMITS: Final = ("data", "seed", "preset", "regime", "maps", "env", "seeds", "jobs")
@@ -67,7 +87,7 @@ LIMITS: Final = ("data", "seed", "preset", "regime", "maps", "env", "seeds", "jo
 DESCRIPTION = f"""Make a figure or table of the README again.
 
 benches:
-{chr(10).join(f"  {name:<12} {bench.description}" for name, bench in BENCHES.items())}
+{chr(10).join(f"  {name:<20} {bench.description}" for name, bench in BENCHES.items())}
 
 examples:
   awsgd-rl bench env-speed --quick       under a minute: the same code, fewer repeats
@@ -86,7 +106,7 @@ class BenchOptions:
     quick: bool = False
     """Under a minute: the same code on fewer seeds."""
     data: Path | None = None
-    """Folder of the data, for a bench that reads some."""
+    """File or folder of the data, for a bench that reads some (an `mnist.npz`)."""
     seed: int | None = None
     """Seed of all randomness, for a bench that draws. Default: the bench's own."""
     preset: str | None = None

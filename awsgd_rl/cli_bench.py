@@ -79,6 +79,22 @@ BENCHES: Final = {
         "awsgd_rl.benchmarks.hashing",
         "examples found by hash tables and near neighbours, heavy and light tails",
     ),
+    "optimal-sampling": Bench(
+        "awsgd_rl.benchmarks.optimal_sampling",
+        "draws by gradient norms with SGD, momentum, RMSProp and Adam",
+    ),
+    "multiple-is": Bench(
+        "awsgd_rl.benchmarks.multiple_is",
+        "several proposals at once: balance heuristic and optimal weights on four tasks",
+    ),
+    "two-stage": Bench(
+        "awsgd_rl.benchmarks.two_stage",
+        "many candidates, few drawn: two-stage draws of a CNN's batches",
+    ),
+    "overhead": Bench(
+        "awsgd_rl.benchmarks.overhead",
+        "what learned draws add to an iteration, beside the same loop with uniform ones",
+    ),
 }
 
 LIMITS: Final = ("data", "seed", "preset", "regime", "maps", "env", "seeds", "jobs")

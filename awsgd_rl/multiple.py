@@ -128,7 +128,8 @@ def combination_coefficients(matrix: Tensor, counts: Tensor, ridge: float = 1e-3
     missing = counts.to(matrix) - matrix.sum(1)
     identity = torch.eye(len(counts), dtype=matrix.dtype, device=matrix.device)
     regular = matrix + ridge * matrix.diagonal().mean() * identity
-    return 1.0 + torch.linalg.solve_ex(regular, missing).result
+    correction: Tensor = torch.linalg.solve_ex(regular, missing).result
+    return 1.0 + correction
 
 
 def optimal_weights(

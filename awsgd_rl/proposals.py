@@ -82,6 +82,11 @@ class SoftmaxProposal(Proposal):
         self._check_given(len(items), given)
         return self.tau.log_softmax(0).index_select(0, items)
 
+    def score_sum(self, items: Tensor, coefficients: Tensor) -> Tensor:
+        """[n] Σ_b c_b ∇_τ log q(x_b) in closed form, as `ClassProposal.score_sum`."""
+        q = self.tau.detach().softmax(0)
+        return (q * -coefficients.sum()).index_add_(0, items, coefficients)
+
     def _draw(self, count: int, generator: torch.Generator | None, given: Tensor | None) -> Draw:
         log_q = self.tau.log_softmax(0)
         uniforms = draw_uniforms(count, device=log_q.device, generator=generator)
@@ -141,9 +146,37 @@ class ClassProposal(Proposal):
         log_q = self.tau.log_softmax(0) - self._sizes.to(torch.float64).log()
         return log_q.index_select(0, self.labels.index_select(0, items))
 
+    def score_sum(self, items: Tensor, coefficients: Tensor) -> Tensor:
+        """Σ_b c_b ∇_τ log q(x_b) in closed form: per class Σ c_b less softmax(τ) times the total.
+
+        Args:
+          items: [B].
+          coefficients: [B] float64 c.
+
+        Returns:
+          [K].
+        """
+        classes = self.labels.index_select(0, items)
+        tau = self.tau.detach()
+        total = coefficients.sum()
+        return (tau.softmax(0) * -total).index_add_(0, classes, coefficients)
+
     def _draw(self, count: int, generator: torch.Generator | None, given: Tensor | None) -> Draw:
+        device = self.tau.device
+        return self._draw_of(draw_uniforms(2 * count, device=device, generator=generator))
+
+    def _draw_of(self, uniforms: Tensor) -> Draw:
+        tau = self.tau.detach()
+        if tau.device.type != "cpu" or tau.dtype != torch.float64:
+            return self._draw_by_tensors(uniforms)
+        from awsgd_rl import class_kernels
+
+        arrays = (x.numpy() for x in (tau, self._members, self._first, self._sizes, uniforms))
+        return Draw(*map(torch.from_numpy, class_kernels.draw(*arrays)))
+
+    def _draw_by_tensors(self, uniforms: Tensor) -> Draw:
+        count = len(uniforms) // 2
         cumulative = cumulative_scores(self.tau.softmax(0))
-        uniforms = draw_uniforms(2 * count, device=cumulative.device, generator=generator)
         classes = sample_from_cumulative(cumulative, uniforms[:count])
         sizes = self._sizes.index_select(0, classes)
         within = (uniforms[count:] * sizes).long().minimum(sizes - 1)

@@ -78,8 +78,8 @@ class SumTree:
         """The items where the running total of the scores first exceeds `uniforms` times the sum.
 
         An item of zero score is never returned: not at a uniform of exactly 0, and not at 1, which
-        returns the last item that adds to the total. Uniforms from `sampling.draw_uniforms`, stratified
-        or not.
+        returns the last item that adds to the total. For stratified draws give stratified uniforms
+        (`sampling.draw_uniforms`).
 
         Args:
           uniforms: [B] float64 numbers in [0, 1].

@@ -1,4 +1,5 @@
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -14,12 +15,19 @@ from awsgd_rl.adaptation import (
     leave_one_out_mean,
     score_function_coefficients,
 )
-from awsgd_rl.base import Draw
+from awsgd_rl.base import Draw, Proposal
 from awsgd_rl.diagnostics import second_moment
 from awsgd_rl.policies import PolicyProposal
-from awsgd_rl.proposals import SoftmaxProposal, TableProposal, UniformProposal
+from awsgd_rl.proposals import (
+    ClassProposal,
+    MixtureProposal,
+    SoftmaxProposal,
+    TableProposal,
+    UniformProposal,
+)
 
 N = 6
+LABELS = torch.tensor([0, 2, 1, 2, 2, 0])
 NORMS = torch.tensor([0.1, 4.0, 1.0, 0.5, 2.0, 0.2], dtype=torch.float64)
 UNIFORM = torch.full((N,), 1.0 / N, dtype=torch.float64)
 numbers = st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=20)
@@ -227,6 +235,28 @@ class TestScoreFunction:
         _, without = softmax_adaptation(scale=False)
         with pytest.raises(ValueError, match="another setting"):
             without.load_state_dict(with_scale.state_dict())
+
+    @pytest.mark.parametrize("make", [SoftmaxProposal, lambda n: ClassProposal(LABELS, 3)])
+    def test_closed_form_is_the_gradient(self, make: Callable[[int], Proposal]) -> None:
+        """What spares autograd ends where autograd does."""
+        taus = []
+        for closed in (True, False):
+            proposal = make(N)
+            (tau,) = proposal.parameters()
+            tau.data = 0.5 * torch.randn(tau.shape, generator=generator(2), dtype=tau.dtype)
+            # A mixture of one component is the same proposal, and has no closed form.
+            held = proposal if closed else MixtureProposal([proposal], [1.0])
+            adaptation = ScoreFunctionAdaptation(
+                held, torch.optim.Adagrad([tau], lr=0.1), centre=False
+            )
+            rng = generator()
+            for _ in range(5):
+                draw = proposal.draw(8, generator=rng)
+                adaptation.update(draw, NORMS[draw.items], log_p(8))
+            taus.append(tau.detach())
+            assert tau.grad is None
+        torch.testing.assert_close(taus[0], taus[1], rtol=1e-12, atol=1e-12)
+        assert taus[0].abs().max() > 0.1
 
 
 class TestTable:

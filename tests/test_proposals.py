@@ -411,6 +411,17 @@ class TestClass:
             torch.testing.assert_close(gradient[1], expected)
             torch.testing.assert_close(gradient[0], -expected)
 
+    @pytest.mark.parametrize("tau", [[0.3, -1.0, 0.7], [0.0, 800.0, 0.0], [-800.0, 0.0, 1e-3]])
+    def test_the_kernel_draws_as_the_tensors_do(self, tau: list[float]) -> None:
+        proposal = ClassProposal(LABELS, 3, torch.tensor(tau))
+        uniforms = torch.rand(400, generator=generator(), dtype=torch.float64)
+        uniforms[:3] = uniforms[200:203] = torch.tensor([0.0, 0.5, 1.0 - 2**-53])
+        kernel = proposal._draw_of(uniforms)
+        with torch.no_grad():
+            tensors = proposal._draw_by_tensors(uniforms)
+        assert torch.equal(kernel.items, tensors.items)
+        torch.testing.assert_close(kernel.log_q, tensors.log_q, rtol=1e-13, atol=1e-13)
+
     def test_zero_tau_draws_all_classes_alike(self) -> None:
         q = ClassProposal(LABELS, 3).log_prob(torch.arange(6)).exp()
         for label in range(3):

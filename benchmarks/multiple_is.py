@@ -1,0 +1,456 @@
+"""Several proposals, each from one output's gradient, and how to combine them (Salaün 2025).
+
+Four tasks (`multiple_is_problems`): a polynomial of order 6 with SGD, a network for MNIST with SGD,
+the colours of an image and the signed distance and normal of a torus by a SIREN with Adam. After a
+first shuffled epoch, in which every item's gradient is seen once, the methods draw
+
+- shuffled: epochs without replacement, what users do;
+- plain: uniform draws with replacement;
+- one: a table of the norms of the gradient in the outputs;
+- balance: a table for each output, of the magnitude of its gradient, as many draws from each,
+  balance heuristic;
+- optimal: the same draws with optimal weights;
+- control: the same draws with balance weights, and the optimal fit of the batches before as a
+  control variate, which leaves the gradient unbiased (not in the paper).
+
+Tables keep `ALPHA` of the old score, are raised by a share of their mean once an epoch, and are
+mixed with uniform draws. A method's gradient is a running mean of those of its batches, with a
+memory of 0 or 0.7 (for optimal weights of A and b): so none is ahead by momentum alone. All
+methods of a seed take turns in one process; evaluations are not timed. "Equal time" is the time of
+all steps of plain training.
+
+On two seeds every weighted method had less gradient error than uniform draws, one proposal mostly
+the least, and MNIST and the torus gained by the step; several proposals cost 2 to 7 plain steps and
+lost by the clock on all tasks. On the polynomial epochs without replacement were best.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from itertools import count
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from awsgd_rl.adaptation import TableAdaptation
+from awsgd_rl.base import Draw
+from awsgd_rl.benchmarks.multiple_is_problems import Problem, make_problem
+from awsgd_rl.benchmarks.workers import Progress, Send, available_cores, one_thread, run_tasks
+from awsgd_rl.multiple import (
+    OptimalCombination,
+    OutputNodeAdaptation,
+    draw_from_each,
+    gradient_rows,
+    optimal_weights,
+    raise_scores,
+    responsibilities,
+)
+from awsgd_rl.proposals import MixtureProposal, TableProposal
+from awsgd_rl.statistics import Band, Interval, mean_band, mean_interval
+from awsgd_rl.validation import require_integer
+
+TASKS: Final = {
+    "polynomial": "polynomial",
+    "mnist": "MNIST",
+    "image": "image",
+    "points": "points of a torus",
+}
+METHODS: Final = {
+    "control": "optimal fit as control variate",
+    "optimal": "optimal weights",
+    "balance": "balance heuristic",
+    "one": "one proposal",
+    "plain": "uniform",
+    "shuffled": "uniform, without replacement",
+}
+
+
+class Setting(NamedTuple):
+    """What is tuned, on the same grid for every method."""
+
+    learning_rate: float
+    memory: float
+
+
+def _settings(learning_rate: float, **memories: float) -> dict[str, Setting]:
+    """One step size for all methods, and a memory of 0 but for those that are named."""
+    return {method: Setting(learning_rate, memories.get(method, 0.0)) for method in METHODS}
+
+
+# The best of every method on seed 1000, of a memory of 0 and 0.7 and of the step sizes 0.001,
+# 0.0025 and 0.006 (polynomial); 0.15, 0.4 and 0.8 (MNIST, 2,000 steps); 0.0005 and 0.0015 (image);
+# 0.001, 0.003 and 0.006 (points; 0.001 not for the control variate).
+SETTINGS: Final[Mapping[str, Mapping[str, Setting]]] = {
+    "polynomial": _settings(0.0025, shuffled=0.7, one=0.7, optimal=0.7),
+    "mnist": _settings(0.8, one=0.7, optimal=0.7),
+    "image": _settings(0.0005),
+    "points": {**_settings(0.003), "balance": Setting(0.006, 0.0), "control": Setting(0.006, 0.0)},
+}
+ALPHA, BETA, UNIFORM_SHARE, RAISE = 0.1, 0.7, 0.2, 0.05
+EVALUATIONS, SMOOTHED, EVALUATED, SEEDS = 30, 3, 20_000, 5
+WARM, BATCHES = 10, 100  # of the measurement of a gradient's error
+
+Floats = NDArray[np.float64]
+
+
+class Task(NamedTuple):
+    """All methods on one task and seed."""
+
+    name: str
+    seed: int
+    quick: bool
+    data: Path | None
+
+    def __str__(self) -> str:
+        return f"{self.name}, seed {self.seed}"
+
+
+def run(
+    quick: bool = False,
+    seed: int = 0,
+    data: Path | None = None,
+    seeds: int | None = None,
+    jobs: int | None = None,
+    *,
+    progress: Progress = lambda share, text: None,
+) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """Train with every method on every task and seed.
+
+    Args:
+        quick: two seeds, few steps, less data (scikit-learn's digits for MNIST).
+        seed: the seeds are this one and those that follow.
+        data: an `mnist.npz`, or its folder.
+        seeds: how many seeds, in place of `SEEDS`.
+        jobs: processes. Default: one for each core.
+        progress: called with the share that is done, and what has just been measured.
+
+    Returns:
+        One row a run, with its curves. The summary has `<task>.<method>.loss_equal_steps` and
+        `<task>.<method>.loss_equal_time`, each the mean of three evaluations, and
+        `<task>.<method>.step_cost`, the time of a step over that of a plain one, and
+        `<task>.<method>.gradient_error`, see `gradient_errors`: geometric means over seeds with
+        95 % intervals. The loss is of the training data, of the polynomial its
+        excess over the best.
+    """
+    number = (2 if quick else SEEDS) if seeds is None else require_integer("seeds", seeds)
+    jobs = available_cores() if jobs is None else require_integer("jobs", jobs)
+    tasks = [Task(name, seed + s, quick, data) for s in range(number) for name in TASKS]
+    done = count(1)
+    results = run_tasks(
+        train,
+        tasks,
+        jobs=jobs,
+        on_result=lambda rows: progress(
+            next(done) / len(tasks), f"{rows[0]['task']}, seed {rows[0]['seed']}"
+        ),
+    )
+    rows = [row for result in results for row in result]
+    return rows, summarise(rows)
+
+
+def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Losses at equal steps and equal time, over seeds."""
+    summary: dict[str, float] = {}
+    for task in TASKS:
+        by_method = {
+            method: [row for row in rows if (row["task"], row["method"]) == (task, method)]
+            for method in METHODS
+        }
+        for method, own in by_method.items():
+            pairs = list(zip(own, by_method["plain"], strict=True))
+            values = {
+                "loss_equal_steps": [smoothed(row["loss"])[-1] for row in own],
+                "loss_equal_time": [loss_at(row, plain["seconds"][-1]) for row, plain in pairs],
+                "step_cost": [row["seconds"][-1] / plain["seconds"][-1] for row, plain in pairs],
+                "gradient_error": [row["gradient_error"] for row in own],
+            }
+            if method == "shuffled":
+                del values["gradient_error"]
+            for name, numbers in values.items():
+                _add(summary, f"{task}.{method}.{name}", _geometric(mean_interval(np.log(numbers))))
+    return summary
+
+
+def smoothed(losses: Sequence[float]) -> Floats:
+    """[K] mean of each entry and the two before it; of the first ones, of those that there are."""
+    total = np.cumsum([0.0, *losses])
+    ends = np.arange(1, len(total))
+    starts = np.maximum(ends - SMOOTHED, 0)
+    means: Floats = (total[ends] - total[starts]) / (ends - starts)
+    return means
+
+
+def loss_at(row: Mapping[str, Any], seconds: float) -> float:
+    """The loss of a run after so much time; at its end where that comes sooner."""
+    return float(np.interp(seconds, row["seconds"], smoothed(row["loss"])))
+
+
+def train(task: Task, _send: Send) -> list[dict[str, Any]]:
+    """Train all methods of one task and seed by turns; return a row for each."""
+    with one_thread():
+        problem = make_problem(task.name, quick=task.quick, data=task.data, seed=task.seed)
+        settings = SETTINGS[task.name]
+        runs = {
+            method: Training(problem, method, settings[method], task.seed) for method in METHODS
+        }
+        for method in METHODS:
+            Training(problem, method, settings[method], task.seed).warm_up()
+        take_turns(list(runs.values()))
+        errors = gradient_errors(problem, runs["shuffled"].network, task.seed)
+    return [
+        {
+            "task": task.name,
+            "method": method,
+            "seed": task.seed,
+            "gradient_error": errors.get(method),
+            **training.curves,
+        }
+        for method, training in runs.items()
+    ]
+
+
+def take_turns(runs: Sequence["Training"]) -> None:
+    """Train all by turns to the end of their steps."""
+    steps = runs[0].problem.steps
+    ends = [round(steps * (k + 1) / EVALUATIONS) for k in range(EVALUATIONS)]
+    for start, end in zip([0, *ends], ends, strict=False):
+        for training in runs:
+            training.advance(end - start)
+            training.evaluate()
+
+
+def gradient_errors(problem: Problem, network: nn.Module, seed: int) -> dict[str, float]:
+    """E‖estimate − gradient‖² of a batch of each method over that of uniform draws.
+
+    At a fixed network, with tables up to date, without memory (but the control variate's).
+    """
+    everything = torch.arange(len(problem.x))
+    errors: dict[str, float] = {}
+    for method in METHODS:
+        if method == "shuffled":  # no estimate by itself: the batches of an epoch cancel out
+            continue
+        training = Training(problem, method, Setting(0.0, 0.0), seed)
+        training.network.load_state_dict(network.state_dict())
+        outputs = training.network(problem.x)
+        exact = torch.autograd.grad(problem.losses(outputs, problem.y).mean(), training.parameters)
+        if training.tables:
+            draw = Draw(everything, torch.zeros(len(everything), dtype=torch.float64))
+            training.adapt(draw, outputs)
+            training.raise_tables()
+        total = 0.0
+        for k in range(WARM + BATCHES):
+            gradient = training.gradient()
+            if k >= WARM:
+                total += sum(
+                    (one - other).square().sum().item()
+                    for one, other in zip(gradient, exact, strict=True)
+                )
+        errors[method] = total
+    return {method: error / errors["plain"] for method, error in errors.items()}
+
+
+class Training:
+    """A network that learns by one method, and its curves.
+
+    Args:
+        problem: what to learn.
+        method: one of `METHODS`.
+        setting: step size and memory.
+        seed: of the network and of all draws.
+    """
+
+    def __init__(self, problem: Problem, method: str, setting: Setting, seed: int) -> None:
+        self.problem, self.method = problem, method
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.network = problem.network()
+        self.parameters = list(self.network.parameters())
+        self.optimizer = problem.optimizer(self.parameters, lr=setting.learning_rate)
+        self.memory: float = setting.memory
+        self.past: list[Tensor] | None = None
+        self.generator = torch.Generator().manual_seed(seed)
+        n, nodes = len(problem.x), problem.nodes
+        self.log_p = -float(np.log(n))
+        self.order, self.taken, self.seconds = torch.empty(0, dtype=torch.long), 0, 0.0
+        self.epoch = -(-n // problem.batch)
+        number = {"plain": 0, "shuffled": 0, "one": 1}.get(method, nodes)
+        self.tables = [TableProposal(n, uniform_share=UNIFORM_SHARE) for _ in range(number)]
+        self.counts = [problem.batch // nodes] * nodes
+        if number > 1:
+            self.mixture = MixtureProposal(self.tables, [1 / nodes] * nodes)
+            self.nodes = OutputNodeAdaptation(self.mixture, decay=ALPHA)
+            self.n = torch.tensor(self.counts, dtype=torch.float64)
+            control = method == "control"
+            beta = BETA if control else setting.memory
+            self.combination = OptimalCombination(self.n, beta=beta, unbiased=control)
+        elif number == 1:
+            self.norms = TableAdaptation(self.tables[0], decay=ALPHA)
+        self.curves: dict[str, list[float]] = {"steps": [], "seconds": [], "loss": []}
+        self.evaluate()
+
+    def advance(self, steps: int) -> None:
+        """Take this many steps, and add their time."""
+        started = time.perf_counter()
+        for _ in range(steps):
+            self.step()
+        self.seconds += time.perf_counter() - started
+
+    def warm_up(self) -> None:
+        """A few steps after the first epoch: what is compiled or loaded once is not timed."""
+        self.taken = self.epoch
+        self.advance(3)
+
+    def step(self) -> None:
+        """One step; the first epoch is shuffled for all methods."""
+        if self.taken < self.epoch:
+            gradients = self.remembered(self.shuffled())
+        elif self.method == "optimal" and self.memory > 0.0:
+            gradients = self.combined()  # has a memory of its own
+        else:
+            gradients = self.remembered(self.gradient())
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = gradient
+        self.optimizer.step()
+        self.taken += 1
+        if self.taken % self.epoch == 0:
+            self.raise_tables()
+
+    def raise_tables(self) -> None:
+        """Let what is rarely drawn come back."""
+        for table in self.tables:
+            raise_scores(table, RAISE * table.scores.mean().item())
+
+    def gradient(self) -> list[Tensor]:
+        """The gradient of one batch, without those before."""
+        if self.method == "shuffled":
+            return self.shuffled()
+        if self.method == "plain":
+            return self.plain()
+        if self.method == "one":
+            return self.one()
+        return self.combined() if self.method == "control" else self.several()
+
+    def plain(self) -> list[Tensor]:
+        """The gradient of uniform draws."""
+        n, batch = len(self.problem.x), self.problem.batch
+        items = torch.randint(n, (batch,), generator=self.generator)
+        return self.descend(self.network(self.problem.x[items]), items, None)
+
+    def shuffled(self) -> list[Tensor]:
+        """The gradient of the next items of a shuffled epoch."""
+        if len(self.order) == 0:
+            self.order = torch.randperm(len(self.problem.x), generator=self.generator)
+        batch = self.problem.batch
+        items, self.order = self.order[:batch], self.order[batch:]
+        outputs = self.network(self.problem.x[items])
+        if self.tables:
+            self.adapt(Draw(items, torch.zeros(len(items), dtype=torch.float64)), outputs)
+        return self.descend(outputs, items, None)
+
+    def one(self) -> list[Tensor]:
+        """The weighted gradient of a draw of the one table."""
+        draw = self.tables[0].draw(self.problem.batch, generator=self.generator)
+        outputs = self.network(self.problem.x[draw.items])
+        self.adapt(draw, outputs)
+        return self.descend(outputs, draw.items, (self.log_p - draw.log_q).exp())
+
+    def several(self) -> list[Tensor]:
+        """The gradient with balance weights, or with optimal weights of this batch alone."""
+        draw, log_components = draw_from_each(self.mixture, self.counts, generator=self.generator)
+        if self.method == "balance":
+            weights = (self.log_p - draw.log_q).exp()
+        else:
+            log_p = torch.full_like(draw.log_q, self.log_p)
+            weights = optimal_weights(log_p, log_components, self.n)
+        outputs = self.network(self.problem.x[draw.items])
+        self.adapt(draw, outputs)
+        return self.descend(outputs, draw.items, weights)
+
+    def combined(self) -> list[Tensor]:
+        """The gradient of the running sums A and b, or with them as a control variate."""
+        draw, log_components = draw_from_each(self.mixture, self.counts, generator=self.generator)
+        shares = responsibilities(log_components, self.n)
+        outputs = self.network(self.problem.x[draw.items])
+        self.adapt(draw, outputs)
+        losses = self.problem.losses(outputs, self.problem.y[draw.items])
+        weights = (self.log_p - draw.log_q).exp()
+        rows = gradient_rows(losses, weights, shares, self.parameters)
+        return self.combination.update(shares, rows)
+
+    def adapt(self, draw: Draw, outputs: Tensor) -> None:
+        """Write the gradients in the outputs into the tables."""
+        if len(self.tables) == 1:
+            self.norms.update(draw, self.problem.norms(outputs, draw.items))
+        else:
+            self.nodes.update(draw, self.problem.node_gradients(outputs, draw.items))
+
+    def descend(self, outputs: Tensor, items: Tensor, weights: Tensor | None) -> list[Tensor]:
+        """The gradient of the (weighted) mean loss."""
+        losses = self.problem.losses(outputs, self.problem.y[items])
+        loss = losses.mean() if weights is None else losses @ weights.to(losses) / len(losses)
+        return list(torch.autograd.grad(loss, self.parameters))
+
+    def remembered(self, gradients: list[Tensor]) -> list[Tensor]:
+        """The running mean of the gradients, from the first on."""
+        if self.memory == 0.0:
+            return gradients
+        if self.past is None:
+            self.past = gradients
+        else:
+            self.past = [
+                torch.lerp(new, old, self.memory)
+                for old, new in zip(self.past, gradients, strict=True)
+            ]
+        return self.past
+
+    def evaluate(self) -> None:
+        """Add a point to the curves."""
+        problem = self.problem
+        with torch.no_grad():
+            outputs = self.network(problem.x[:EVALUATED])
+            loss = problem.losses(outputs, problem.reference[:EVALUATED]).mean().item()
+        for name, value in (("steps", self.taken), ("seconds", self.seconds), ("loss", loss)):
+            self.curves[name].append(float(f"{value:.6g}"))
+
+
+def write_figures(
+    rows: Sequence[Mapping[str, Any]], summary: Mapping[str, float], folder: str | Path
+) -> list[Path]:
+    """Draw `multiple-is`: the loss over steps and time, a panel a task; return the paths."""
+    from awsgd_rl import plots
+    from awsgd_rl.plots_panels import Curve, curve_panels
+
+    panels: dict[str, dict[str, Curve]] = {}
+    for axis in ("steps", "seconds"):
+        for task, title in TASKS.items():
+            panel = panels.setdefault(f"{title}, {axis}", {})
+            for method, label in METHODS.items():
+                own = [row for row in rows if (row["task"], row["method"]) == (task, method)]
+                band = mean_band(np.log([smoothed(row["loss"]) for row in own]))
+                at = np.mean([row[axis] for row in own], axis=0)
+                panel[label] = Curve(at, Band(*(np.exp(part) for part in band)))
+    figure = curve_panels(
+        panels,
+        title="A proposal for each output, combined",
+        subtitle=f"training loss, geometric mean of {len(own)} seeds; bands: 95% intervals",
+        xlabel="steps (above), seconds on one core (below)",
+        ylabel="training loss",
+        percent=False,
+    )
+    for axes, (name, panel) in zip(figure.axes, panels.items(), strict=False):
+        axes.set_yscale("log")
+        if name.endswith("seconds"):  # plain training ends early: what it does is to be seen
+            axes.set_xlim(0.0, 2.0 * panel[METHODS["plain"]].x[-1])
+    return plots.save_figure(figure, folder, "multiple-is")
+
+
+def _geometric(logs: Interval) -> Interval:
+    return Interval(*(float(np.exp(part)) for part in logs))
+
+
+def _add(summary: dict[str, float], name: str, interval: Interval) -> None:
+    summary[name] = interval.estimate
+    summary[f"{name}_low"], summary[f"{name}_high"] = interval.low, interval.high

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from awsgd_rl.benchmarks.summary import add_interval
 from awsgd_rl.benchmarks.trial import ALGORITHMS, BINS, Task, Trial, run_task
 from awsgd_rl.benchmarks.workers import available_cores, run_tasks
-from awsgd_rl.statistics import Band, Interval, mean_band, mean_interval, ratio_interval
+from awsgd_rl.statistics import Band, mean_band, mean_interval, ratio_interval
 from awsgd_rl.validation import require_integer, require_name
 
 if TYPE_CHECKING:
@@ -212,7 +213,7 @@ class Comparison:
                 (f"{self.metric}_final", [trial.final for trial in trials], bounds),
                 ("steps_mean", [trial.steps for trial in trials], (0.0, np.inf)),
             ):
-                _add(numbers, f"{algorithm}.{name}", mean_interval(values, bounds=limits))
+                add_interval(numbers, f"{algorithm}.{name}", mean_interval(values, bounds=limits))
         if self.metric == "success" and "awsgd" in self.config.algos:
             ours = [1.0 - trial.mean for trial in self.of("awsgd")]
             for algorithm, name in (
@@ -223,7 +224,7 @@ class Comparison:
                 if algorithm in self.config.algos:
                     theirs = [1.0 - trial.mean for trial in self.of(algorithm)]
                     rng = np.random.default_rng(self.config.seed)
-                    _add(numbers, name, ratio_interval(theirs, ours, rng=rng))
+                    add_interval(numbers, name, ratio_interval(theirs, ours, rng=rng))
         return numbers
 
     def curves(self) -> dict[str, FloatArray]:
@@ -381,9 +382,3 @@ def _policy_panels(comparison: Comparison) -> "tuple[str, list[PolicyPanel]]":
         PolicyPanel(f"{name}: fails {100 * (1 - made.success):.2g}%", made.policy, made.visits)
         for name, made in shown
     ]
-
-
-def _add(numbers: dict[str, float], name: str, interval: Interval) -> None:
-    numbers[name] = interval.estimate
-    numbers[f"{name}_low"] = interval.low
-    numbers[f"{name}_high"] = interval.high

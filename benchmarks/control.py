@@ -16,9 +16,10 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from awsgd_rl.benchmarks.iqm import iqm_interval
+from awsgd_rl.benchmarks.summary import add_interval
 from awsgd_rl.benchmarks.trial import BINS, binned
 from awsgd_rl.benchmarks.workers import Progress, Send, available_cores, one_thread, run_tasks
-from awsgd_rl.statistics import Band, Interval, bootstrap_interval, mean_band, mean_interval
+from awsgd_rl.statistics import Band, bootstrap_interval, mean_band, mean_interval
 from awsgd_rl.validation import require_name
 
 STEPS: Final = {"CartPole-v1": 30_000, "Acrobot-v1": 30_000}
@@ -133,10 +134,14 @@ def run(
             key = f"{env_id}.{algorithm}"
             for name in ("return_mean", "return_final"):
                 own = values[algorithm, name]
-                _add(summary, f"{key}.{name}", mean_interval(own))
+                add_interval(summary, f"{key}.{name}", mean_interval(own))
                 rng = np.random.default_rng(seed)
-                _add(summary, f"{key}.{name}_iqm", iqm_interval(np.array(own)[:, None], rng=rng))
-            _add(summary, f"{key}.seconds_mean", mean_interval(values[algorithm, "seconds"]))
+                add_interval(
+                    summary, f"{key}.{name}_iqm", iqm_interval(np.array(own)[:, None], rng=rng)
+                )
+            add_interval(
+                summary, f"{key}.seconds_mean", mean_interval(values[algorithm, "seconds"])
+            )
         for other, name in (("reinforce", "difference"), ("ppo", "difference_ppo")):
             difference = bootstrap_interval(
                 lambda ours, theirs, axis: np.mean(ours, axis) - np.mean(theirs, axis),
@@ -144,7 +149,7 @@ def run(
                 values[other, "return_mean"],
                 rng=np.random.default_rng(seed),
             )
-            _add(summary, f"{env_id}.return_{name}", difference)
+            add_interval(summary, f"{env_id}.return_{name}", difference)
     return rows, summary
 
 
@@ -206,9 +211,3 @@ def write_figures(
         percent=False,
     )
     return plots.save_figure(figure, folder, "control")
-
-
-def _add(numbers: dict[str, float], name: str, interval: Interval) -> None:
-    numbers[name] = interval.estimate
-    numbers[f"{name}_low"] = interval.low
-    numbers[f"{name}_high"] = interval.high

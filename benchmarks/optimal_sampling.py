@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from awsgd_rl.benchmarks import data as datasets
+from awsgd_rl.benchmarks.summary import add_interval
 from awsgd_rl.benchmarks.workers import Progress, Send, available_cores, one_thread, run_tasks
 from awsgd_rl.diagnostics import distances_to_optimum
 from awsgd_rl.proposals import TableProposal
@@ -134,20 +135,24 @@ def summarise(rows: Sequence[Mapping[str, Any]], seed: int = 0) -> dict[str, flo
                 continue
             for kind, by_time in (("step", False), ("time", True)):
                 interval = ratio_to_uniform(runs["uniform"], ours, by_time=by_time, seed=seed)
-                _add(summary, f"{optimizer}_{kind}_ratio_{name}", interval)
+                add_interval(summary, f"{optimizer}_{kind}_ratio_{name}", interval)
                 if optimizer == "sgd" and by_time:
-                    _add(summary, f"time_ratio_{name}", interval)
+                    add_interval(summary, f"time_ratio_{name}", interval)
             if optimizer == "sgd":
                 costs = [
                     own["step_seconds"] / other["step_seconds"]
                     for own, other in zip(ours, runs["uniform"], strict=True)
                 ]
-                _add(summary, f"step_cost_ratio_{name}", mean_interval(costs, bounds=(0, np.inf)))
+                add_interval(
+                    summary, f"step_cost_ratio_{name}", mean_interval(costs, bounds=(0, np.inf))
+                )
     assessed = [row["metric"] for row in rows if "metric" in row]
     for name in ("proposal", "uniform", "fresh"):
         for distance, suffix in (("tv", ""), ("kl", "_kl")):
             means = [float(np.mean(metric[f"{name}_{distance}"])) for metric in assessed]
-            _add(summary, f"metric_mean_{name}{suffix}", mean_interval(means, bounds=(0, np.inf)))
+            add_interval(
+                summary, f"metric_mean_{name}{suffix}", mean_interval(means, bounds=(0, np.inf))
+            )
     return summary
 
 
@@ -457,8 +462,3 @@ def _histograms(rows: Sequence[Mapping[str, Any]]) -> Any:
         ylabel="share of the evaluations",
         percent=False,
     )
-
-
-def _add(summary: dict[str, float], name: str, interval: Interval) -> None:
-    summary[name] = interval.estimate
-    summary[f"{name}_low"], summary[f"{name}_high"] = interval.low, interval.high

@@ -30,6 +30,7 @@ from typing import Any, Final
 import numpy as np
 from torch import Tensor
 
+from awsgd_rl.benchmarks.summary import add_interval
 from awsgd_rl.benchmarks.workers import Progress, one_thread
 from awsgd_rl.statistics import Interval, bootstrap_interval
 
@@ -110,8 +111,8 @@ def run(
             times = np.array(pairs)
             medians[name] = times[:, 1]
             rng = np.random.default_rng(seed)
-            _add(summary, f"draw_update_us_{name}", _median(times[:, 1], rng))
-            _add(summary, f"rebuilt_us_{name}", _median(times[:, 0], rng))
+            add_interval(summary, f"draw_update_us_{name}", _median(times[:, 1], rng))
+            add_interval(summary, f"rebuilt_us_{name}", _median(times[:, 0], rng))
             done += 1
             progress(done / total, f"N = {name}: {summary[f'draw_update_us_{name}']:.0f} us")
     growth = bootstrap_interval(
@@ -120,7 +121,7 @@ def run(
         medians["1e3"],
         rng=np.random.default_rng(seed),
     )
-    _add(summary, "draw_update_growth", growth)
+    add_interval(summary, "draw_update_growth", growth)
     return rows, summary
 
 
@@ -388,12 +389,6 @@ def _add_overhead(
 ) -> None:
     iterations = BLOCK if what in ("class_bias", "class_bias_16384") else 1
     uniform, ours = pairs[:, 0] / iterations, pairs[:, 1] / iterations
-    _add(summary, _percent(what), _median(100.0 * (ours / uniform - 1.0), rng))
-    _add(summary, f"{what}_extra_us", _median(ours - uniform, rng))
-    _add(summary, f"{what}_iteration_us", _median(uniform, rng))
-
-
-def _add(numbers: dict[str, float], name: str, interval: Interval) -> None:
-    numbers[name] = interval.estimate
-    numbers[f"{name}_low"] = interval.low
-    numbers[f"{name}_high"] = interval.high
+    add_interval(summary, _percent(what), _median(100.0 * (ours / uniform - 1.0), rng))
+    add_interval(summary, f"{what}_extra_us", _median(ours - uniform, rng))
+    add_interval(summary, f"{what}_iteration_us", _median(uniform, rng))

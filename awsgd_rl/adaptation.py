@@ -179,6 +179,20 @@ class ScoreFunctionAdaptation:
           ValueError: if a shape is wrong, a signal is negative, infinite or NaN, its weighted
             square is not finite, or a cost is not positive. Neither τ nor the scale moves then.
         """
+        coefficients = self._compiled_coefficients(draw, signal, log_p, cost)
+        if coefficients is None:
+            coefficients = self._coefficients(draw, signal, log_p, cost)
+        for tau, gradient in zip(
+            self._tau, self._gradients(draw.items, coefficients, given), strict=True
+        ):
+            tau.grad = gradient
+        self.optimizer.step()
+        for tau in self._tau:
+            tau.grad = None
+
+    def _coefficients(
+        self, draw: Draw, signal: Tensor, log_p: Tensor, cost: Tensor | None
+    ) -> Tensor:
         signal = _check_signal(signal, draw)
         squared_norms = (importance_weights(log_p, draw.log_q) * signal).square()
         check_scores(squared_norms, "the squared norm of the weighted gradient")
@@ -190,14 +204,37 @@ class ScoreFunctionAdaptation:
                 )
             squared_norms = squared_norms / cost.to(squared_norms)
         scale = 1.0 if self.scale is None else self.scale.update(squared_norms)
-        coefficients = score_function_coefficients(squared_norms, scale=scale, centre=self.centre)
-        for tau, gradient in zip(
-            self._tau, self._gradients(draw.items, coefficients, given), strict=True
-        ):
-            tau.grad = gradient
-        self.optimizer.step()
-        for tau in self._tau:
-            tau.grad = None
+        return score_function_coefficients(squared_norms, scale=scale, centre=self.centre)
+
+    def _compiled_coefficients(
+        self, draw: Draw, signal: Tensor, log_p: Tensor, cost: Tensor | None
+    ) -> Tensor | None:
+        """As `_coefficients`; None on other devices, and for what is refused there by name."""
+        log_q, costs = draw.log_q, signal[:0] if cost is None else cost
+        if not (signal.is_cpu and log_p.is_cpu and log_q.is_cpu and costs.is_cpu):
+            return None
+        shape = signal.shape
+        if signal.dim() != 1 or log_p.shape != shape or log_q.shape != shape:
+            return None
+        if cost is not None and cost.shape != shape:
+            return None
+        from awsgd_rl import adaptation_kernels
+
+        scale = self.scale
+        state = (
+            (0.0, 0.0, -1.0)
+            if scale is None
+            else (scale.total.item(), scale.weight.item(), scale.decay)
+        )
+        made, total, weight = adaptation_kernels.coefficients(
+            _float64(log_p), _float64(log_q), _float64(signal), _float64(costs), self.centre, state
+        )
+        if len(made) == 0:
+            return None
+        if scale is not None:
+            scale.total.fill_(total)
+            scale.weight.fill_(weight)
+        return torch.from_numpy(made)
 
     def _gradients(
         self, items: Tensor, coefficients: Tensor, given: Tensor | None
@@ -295,6 +332,10 @@ class TableAdaptation:
         """
         if state:
             raise ValueError(f"got a state with {sorted(state)}, expected an empty one")
+
+
+def _float64(x: Tensor) -> Any:
+    return x.detach().to(torch.float64).numpy()
 
 
 def _check_signal(signal: Tensor, draw: Draw) -> Tensor:

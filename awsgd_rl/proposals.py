@@ -122,23 +122,20 @@ class ClassProposal(Proposal):
                 f"labels has shape {tuple(labels.shape)} and type {labels.dtype}, "
                 "expected a vector of long"
             )
-        low, high = int(labels.min()), int(labels.max())
-        if low < 0 or high >= n_classes:
-            raise ValueError(f"labels range from {low} to {high}, expected 0 to {n_classes - 1}")
-        sizes = torch.bincount(labels, minlength=n_classes)
-        if int(sizes.min()) == 0:
-            raise ValueError(
-                f"class {int(sizes.argmin())} has no items, expected one or more in each of the "
-                f"{n_classes}: number the classes that occur from 0"
-            )
+        sizes = _class_sizes(labels, n_classes)
         tau = torch.zeros(n_classes) if tau is None else tau.detach()
         if tau.shape != (n_classes,) or not bool(tau.isfinite().all()):
             raise ValueError(f"tau is {tau.tolist()}, expected {n_classes} finite numbers")
         self.tau = nn.Parameter(tau.to(labels.device, torch.float64, copy=True))
         self.register_buffer("labels", labels.clone())
-        self.register_buffer("_members", torch.argsort(labels, stable=True), persistent=False)
-        self.register_buffer("_first", sizes.cumsum(0) - sizes, persistent=False)
-        self.register_buffer("_sizes", sizes, persistent=False)
+        for name in ("_members", "_first", "_sizes"):
+            self.register_buffer(name, torch.empty(0), persistent=False)
+        self.register_load_state_dict_post_hook(_reload_classes)  # type: ignore[no-untyped-call]
+        self._sort(sizes)
+
+    def _sort(self, sizes: Tensor) -> None:
+        self._members = torch.argsort(self.labels, stable=True)
+        self._first, self._sizes = sizes.cumsum(0) - sizes, sizes
 
     def log_prob(self, items: Tensor, *, given: Tensor | None = None) -> Tensor:
         """[B] log softmax(τ) of the item's class, less the log of its size; differentiable in τ."""
@@ -156,10 +153,14 @@ class ClassProposal(Proposal):
         Returns:
           [K].
         """
-        classes = self.labels.index_select(0, items)
         tau = self.tau.detach()
-        total = coefficients.sum()
-        return (tau.softmax(0) * -total).index_add_(0, classes, coefficients)
+        if tau.device.type == "cpu":
+            from awsgd_rl import class_kernels
+
+            arrays = (x.numpy() for x in (tau, self.labels, items, coefficients))
+            return torch.from_numpy(class_kernels.score_sum(*arrays))
+        classes = self.labels.index_select(0, items)
+        return (tau.softmax(0) * -coefficients.sum()).index_add_(0, classes, coefficients)
 
     def _draw(self, count: int, generator: torch.Generator | None, given: Tensor | None) -> Draw:
         device = self.tau.device
@@ -279,3 +280,21 @@ def _check_size(n: int) -> int:
     if n < 1:
         raise ValueError(f"n is {n}, expected at least 1 item")
     return n
+
+
+def _class_sizes(labels: Tensor, n_classes: int) -> Tensor:
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= n_classes:
+        raise ValueError(f"labels range from {low} to {high}, expected 0 to {n_classes - 1}")
+    sizes = torch.bincount(labels, minlength=n_classes)
+    if int(sizes.min()) == 0:
+        raise ValueError(
+            f"class {int(sizes.argmin())} has no items, expected one or more in each of the "
+            f"{n_classes}: number the classes that occur from 0"
+        )
+    return sizes
+
+
+def _reload_classes(proposal: ClassProposal, _keys: object) -> None:
+    # Labels may come with the state, and only they are saved.
+    proposal._sort(_class_sizes(proposal.labels, len(proposal.tau)))

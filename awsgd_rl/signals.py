@@ -146,6 +146,16 @@ def binary_cross_entropy_signal(
         infinite or NaN; the message names the row.
     """
     _check_same("logits", logits, "labels", labels)
+    if features is None and logits.dim() == 1 and logits.device.type == labels.device.type == "cpu":
+        from awsgd_rl import signal_kernels
+
+        narrow = logits.dtype in (torch.float16, torch.bfloat16)  # unknown to NumPy or numba
+        made = signal_kernels.binary_cross_entropy(
+            (logits.detach().float() if narrow else logits.detach()).numpy(),
+            labels.detach().to(torch.float64).numpy(),
+        )
+        if len(made) > 0:
+            return torch.from_numpy(made)
     # 1 for y = 0 and −1 for y = 1: ς(−z) is what 1 − ς(z) loses to rounding.
     signs = 1.0 - 2.0 * labels.detach().to(torch.float64)
     proper = signs.abs() == 1.0

@@ -206,6 +206,29 @@ class TestScoreFunction:
             adaptation.update(draw, torch.ones(2), log_p(2), cost=torch.tensor(cost))
         assert (proposal.tau == 0.0).all()
 
+    @pytest.mark.parametrize("centre", [True, False])
+    @pytest.mark.parametrize("scale", [True, False])
+    @pytest.mark.parametrize("with_cost", [True, False])
+    @pytest.mark.parametrize("count", [1, 8])
+    def test_the_kernel_computes_what_the_tensors_do(
+        self, centre: bool, scale: bool, with_cost: bool, count: int
+    ) -> None:
+        _, compiled = softmax_adaptation(centre=centre, scale=scale)
+        proposal, plain = softmax_adaptation(centre=centre, scale=scale)
+        rng = generator()
+        for _ in range(3):
+            draw = proposal.draw(count, generator=rng)
+            signal = torch.rand(count, generator=rng).requires_grad_()
+            cost = 1.0 + torch.rand(count, generator=rng) if with_cost else None
+            made = compiled._compiled_coefficients(draw, signal, log_p(count), cost)
+            expected = plain._coefficients(draw, signal, log_p(count), cost)
+            assert made is not None
+            torch.testing.assert_close(made, expected, rtol=1e-12, atol=1e-12)
+            if scale:
+                assert compiled.scale is not None
+                assert plain.scale is not None
+                torch.testing.assert_close(compiled.scale.mean(), plain.scale.mean())
+
     def test_optimizer_of_other_parameters_is_refused(self) -> None:
         other = SoftmaxProposal(N)
         for proposal in (SoftmaxProposal(N), UniformProposal(N)):

@@ -422,6 +422,23 @@ class TestClass:
         assert torch.equal(kernel.items, tensors.items)
         torch.testing.assert_close(kernel.log_q, tensors.log_q, rtol=1e-13, atol=1e-13)
 
+    @pytest.mark.parametrize("tau", [[0.3, -1.0, 0.7], [0.0, 800.0, 0.0]])
+    def test_the_kernel_of_the_score_sums_as_autograd_does(self, tau: list[float]) -> None:
+        proposal = ClassProposal(LABELS, 3, torch.tensor(tau))
+        items = torch.tensor([5, 0, 3, 3])
+        c = torch.tensor([1.0, -2.0, 0.5, 4.0], dtype=torch.float64)
+        (expected,) = torch.autograd.grad((c * proposal.log_prob(items)).sum(), proposal.tau)
+        torch.testing.assert_close(proposal.score_sum(items, c), expected)
+
+    def test_a_restored_one_draws_the_items_of_its_classes(self) -> None:
+        saved = ClassProposal(torch.tensor([0, 0, 0, 1, 2, 0]), 3, torch.tensor([1.0, 0.0, 0.0]))
+        restored = ClassProposal(LABELS, 3)
+        restored.load_state_dict(saved.state_dict())
+        drawn = restored.draw(200, generator=generator())
+        assert torch.equal(drawn.items, saved.draw(200, generator=generator()).items)
+        with torch.no_grad():
+            torch.testing.assert_close(drawn.log_q, restored.log_prob(drawn.items))
+
     def test_zero_tau_draws_all_classes_alike(self) -> None:
         q = ClassProposal(LABELS, 3).log_prob(torch.arange(6)).exp()
         for label in range(3):

@@ -188,6 +188,18 @@ class TestAgainstEachOther:
         one = binary_cross_entropy_signal(torch.tensor([60.0]), torch.tensor([1.0]))
         assert one.item() == pytest.approx(math.exp(-60.0))
 
+    @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+    @pytest.mark.parametrize("of_labels", [torch.bool, torch.long, torch.float32])
+    def test_the_kernel_of_one_output_computes_what_the_tensors_do(
+        self, kind: torch.dtype, of_labels: torch.dtype
+    ) -> None:
+        """A column goes by tensors, a vector by the kernel."""
+        z, y = 5.0 * torch.randn(B).to(kind), torch.rand(B).round().to(of_labels)
+        by_tensors = binary_cross_entropy_signal(z[:, None], y[:, None])
+        torch.testing.assert_close(binary_cross_entropy_signal(z, y), by_tensors)
+        strided = torch.stack((z, z), 1)[:, 0]
+        torch.testing.assert_close(binary_cross_entropy_signal(strided, y), by_tensors)
+
     def test_masked_classes(self) -> None:
         z = torch.tensor([[0.0, 0.0, -math.inf]])
         signal = cross_entropy_signal(z, torch.tensor([0]))

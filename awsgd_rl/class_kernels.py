@@ -70,4 +70,5 @@ def score_sum(tau: Floats, labels: Ints, items: Ints, c: Floats) -> Floats:
     for b in range(len(items)):
         sums[labels[items[b]]] += c[b]
         total += c[b]
-    return sums - total * softmax
+    made: Floats = sums - total * softmax
+    return made

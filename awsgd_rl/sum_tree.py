@@ -9,6 +9,7 @@ from types import ModuleType
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -62,6 +63,19 @@ class SumTree:
     def device(self) -> torch.device:
         """Where the tree lies."""
         return self._nodes.device
+
+    @property
+    def nodes(self) -> Tensor:
+        """[M] float64, all levels one after the other: the tree itself, in its own memory.
+
+        To be read, or handed to the kernels of `sum_tree_kernels`, which keep the sums right.
+        """
+        return self._nodes
+
+    @property
+    def starts(self) -> NDArray[np.int64]:
+        """[L] where each level starts in `nodes`, the root's first and the scores' last."""
+        return self._starts
 
     @property
     def total(self) -> Tensor:

@@ -27,12 +27,12 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from awsgd_rl.benchmarks.crossing import first_reached
 from awsgd_rl.benchmarks.data import digits, mnist
+from awsgd_rl.benchmarks.summary import add_geometric_mean, geometric_mean_band
 from awsgd_rl.benchmarks.workers import Progress, one_thread
-from awsgd_rl.statistics import mean_band, mean_interval
 from awsgd_rl.validation import require_integer
 
-Floats = NDArray[np.float64]
 Singles = NDArray[np.float32]
 
 LABELS: Final = {
@@ -240,7 +240,7 @@ def summarise(rows: list[dict[str, Any]]) -> dict[str, float]:
                 names |= {"time": "time_speedup", "cost": "step_cost_ratio"}
             for key, name in names.items():
                 full = f"{prefix}{before}{name}"
-                add_geometric_mean(summary, full, np.array(values[key]))
+                add_geometric_mean(summary, full, values[key])
     for method in ("uniform", "awsgd", "svd"):
         own = _rows(rows, "mnist", method)
         summary[f"mnist_{method}_seconds"] = float(np.mean([row["seconds"] for row in own]))
@@ -248,32 +248,12 @@ def summarise(rows: list[dict[str, Any]]) -> dict[str, float]:
     return summary
 
 
-def add_geometric_mean(summary: dict[str, float], name: str, ratios: Floats) -> None:
-    """Add the geometric mean over seeds with its interval; 0 where a run never got there."""
-    if not np.isfinite(ratios).all() or not (ratios > 0.0).all():
-        summary[name] = 0.0
-        return
-    interval = mean_interval(np.log(ratios))
-    summary[name] = float(np.exp(interval.estimate))
-    if len(ratios) > 1:
-        summary[f"{name}_low"] = float(np.exp(interval.low))
-        summary[f"{name}_high"] = float(np.exp(interval.high))
-
-
 def draws_to(row: Mapping[str, Any], target: float) -> float:
     """Return the draws after which the loss reaches a target, between points on the log scale.
 
     Infinity if it does not.
     """
-    losses, draws = np.log(row["losses"]), np.asarray(row["draws"], np.float64)
-    below = np.flatnonzero(losses <= np.log(target))
-    if len(below) == 0:
-        return float("inf")
-    k = int(below[0])
-    if k == 0:
-        return float(draws[0])
-    share = (losses[k - 1] - np.log(target)) / (losses[k - 1] - losses[k])
-    return float(draws[k - 1] + share * (draws[k] - draws[k - 1]))
+    return float(first_reached(row["draws"], np.log(row["losses"]), np.log(target)))
 
 
 def _rows(rows: list[dict[str, Any]], task: str, method: str) -> list[dict[str, Any]]:
@@ -286,7 +266,6 @@ def write_figures(
     """Draw losses over epochs, pixels as pictures and as an animation; return the paths."""
     from awsgd_rl import plots, plots_factorisation
     from awsgd_rl.plots_panels import Curve
-    from awsgd_rl.statistics import Band
 
     panels: dict[str, dict[str, Curve]] = {}
     for task, title in (("synthetic", "synthetic, block × 100"), ("mnist", "zeros")):
@@ -294,8 +273,8 @@ def write_figures(
         for method, label in LABELS.items():
             own = _rows(rows, task, method)
             epochs = np.asarray(own[0]["draws"]) / own[0]["draws_a_epoch"]
-            band = mean_band(np.log([row["losses"] for row in own]))
-            panels[title][label] = Curve(epochs, Band(*(np.exp(part) for part in band)))
+            band = geometric_mean_band([row["losses"] for row in own])
+            panels[title][label] = Curve(epochs, band)
     figure = plots_factorisation.log_panels(
         panels,
         title="Matrix factorisation with learned draws of rows and columns",

@@ -24,33 +24,18 @@ the least, and MNIST and the torus gained by the step; several proposals cost 2 
 lost by the clock on all tasks. On the polynomial epochs without replacement were best.
 """
 
-import time
 from collections.abc import Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
-from awsgd_rl.adaptation import TableAdaptation
-from awsgd_rl.base import Draw
-from awsgd_rl.benchmarks.multiple_is_problems import Problem, make_problem
-from awsgd_rl.benchmarks.summary import add_interval
+from awsgd_rl.benchmarks.multiple_is_problems import make_problem
+from awsgd_rl.benchmarks.multiple_is_training import METHODS, Setting, Training, gradient_errors
+from awsgd_rl.benchmarks.summary import add_interval, geometric_mean_band, geometric_mean_interval
 from awsgd_rl.benchmarks.workers import Progress, Send, available_cores, one_thread, run_tasks
-from awsgd_rl.multiple import (
-    OptimalCombination,
-    OutputNodeAdaptation,
-    draw_from_each,
-    gradient_rows,
-    optimal_weights,
-    raise_scores,
-    responsibilities,
-)
-from awsgd_rl.proposals import MixtureProposal, TableProposal
-from awsgd_rl.statistics import Band, Interval, mean_band, mean_interval
 from awsgd_rl.validation import require_integer
 
 TASKS: Final = {
@@ -59,21 +44,6 @@ TASKS: Final = {
     "image": "image",
     "points": "points of a torus",
 }
-METHODS: Final = {
-    "control": "optimal fit as control variate",
-    "optimal": "optimal weights",
-    "balance": "balance heuristic",
-    "one": "one proposal",
-    "plain": "uniform",
-    "shuffled": "uniform, without replacement",
-}
-
-
-class Setting(NamedTuple):
-    """What is tuned, on the same grid for every method."""
-
-    learning_rate: float
-    memory: float
 
 
 def _settings(learning_rate: float, **memories: float) -> dict[str, Setting]:
@@ -90,9 +60,7 @@ SETTINGS: Final[Mapping[str, Mapping[str, Setting]]] = {
     "image": _settings(0.0005),
     "points": {**_settings(0.003), "balance": Setting(0.006, 0.0), "control": Setting(0.006, 0.0)},
 }
-ALPHA, BETA, UNIFORM_SHARE, RAISE = 0.1, 0.7, 0.2, 0.05
-EVALUATIONS, SMOOTHED, EVALUATED, SEEDS = 30, 3, 20_000, 5
-WARM, BATCHES = 10, 100  # of the measurement of a gradient's error
+EVALUATIONS, SMOOTHED, SEEDS = 30, 3, 5
 
 Floats = NDArray[np.float64]
 
@@ -171,9 +139,7 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
             if method == "shuffled":
                 del values["gradient_error"]
             for name, numbers in values.items():
-                add_interval(
-                    summary, f"{task}.{method}.{name}", _geometric(mean_interval(np.log(numbers)))
-                )
+                add_interval(summary, f"{task}.{method}.{name}", geometric_mean_interval(numbers))
     return summary
 
 
@@ -215,7 +181,7 @@ def train(task: Task, _send: Send) -> list[dict[str, Any]]:
     ]
 
 
-def take_turns(runs: Sequence["Training"]) -> None:
+def take_turns(runs: Sequence[Training]) -> None:
     """Train all by turns to the end of their steps."""
     steps = runs[0].problem.steps
     ends = [round(steps * (k + 1) / EVALUATIONS) for k in range(EVALUATIONS)]
@@ -223,200 +189,6 @@ def take_turns(runs: Sequence["Training"]) -> None:
         for training in runs:
             training.advance(end - start)
             training.evaluate()
-
-
-def gradient_errors(problem: Problem, network: nn.Module, seed: int) -> dict[str, float]:
-    """E‖estimate − gradient‖² of a batch of each method over that of uniform draws.
-
-    At a fixed network, with tables up to date, without memory (but the control variate's).
-    """
-    everything = torch.arange(len(problem.x))
-    errors: dict[str, float] = {}
-    for method in METHODS:
-        if method == "shuffled":  # no estimate by itself: the batches of an epoch cancel out
-            continue
-        training = Training(problem, method, Setting(0.0, 0.0), seed)
-        training.network.load_state_dict(network.state_dict())
-        outputs = training.network(problem.x)
-        exact = torch.autograd.grad(problem.losses(outputs, problem.y).mean(), training.parameters)
-        if training.tables:
-            draw = Draw(everything, torch.zeros(len(everything), dtype=torch.float64))
-            training.adapt(draw, outputs)
-            training.raise_tables()
-        total = 0.0
-        for k in range(WARM + BATCHES):
-            gradient = training.gradient()
-            if k >= WARM:
-                total += sum(
-                    (one - other).square().sum().item()
-                    for one, other in zip(gradient, exact, strict=True)
-                )
-        errors[method] = total
-    return {method: error / errors["plain"] for method, error in errors.items()}
-
-
-class Training:
-    """A network that learns by one method, and its curves.
-
-    Args:
-        problem: what to learn.
-        method: one of `METHODS`.
-        setting: step size and memory.
-        seed: of the network and of all draws.
-    """
-
-    def __init__(self, problem: Problem, method: str, setting: Setting, seed: int) -> None:
-        self.problem, self.method = problem, method
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.network = problem.network()
-        self.parameters = list(self.network.parameters())
-        self.optimizer = problem.optimizer(self.parameters, lr=setting.learning_rate)
-        self.memory: float = setting.memory
-        self.past: list[Tensor] | None = None
-        self.generator = torch.Generator().manual_seed(seed)
-        n, nodes = len(problem.x), problem.nodes
-        self.log_p = -float(np.log(n))
-        self.order, self.taken, self.seconds = torch.empty(0, dtype=torch.long), 0, 0.0
-        self.epoch = -(-n // problem.batch)
-        number = {"plain": 0, "shuffled": 0, "one": 1}.get(method, nodes)
-        self.tables = [TableProposal(n, uniform_share=UNIFORM_SHARE) for _ in range(number)]
-        self.counts = [problem.batch // nodes] * nodes
-        if number > 1:
-            self.mixture = MixtureProposal(self.tables, [1 / nodes] * nodes)
-            self.nodes = OutputNodeAdaptation(self.mixture, decay=ALPHA)
-            self.n = torch.tensor(self.counts, dtype=torch.float64)
-            control = method == "control"
-            beta = BETA if control else setting.memory
-            self.combination = OptimalCombination(self.n, beta=beta, unbiased=control)
-        elif number == 1:
-            self.norms = TableAdaptation(self.tables[0], decay=ALPHA)
-        self.curves: dict[str, list[float]] = {"steps": [], "seconds": [], "loss": []}
-        self.evaluate()
-
-    def advance(self, steps: int) -> None:
-        """Take this many steps, and add their time."""
-        started = time.perf_counter()
-        for _ in range(steps):
-            self.step()
-        self.seconds += time.perf_counter() - started
-
-    def warm_up(self) -> None:
-        """A few steps after the first epoch: what is compiled or loaded once is not timed."""
-        self.taken = self.epoch
-        self.advance(3)
-
-    def step(self) -> None:
-        """One step; the first epoch is shuffled for all methods."""
-        if self.taken < self.epoch:
-            gradients = self.remembered(self.shuffled())
-        elif self.method == "optimal" and self.memory > 0.0:
-            gradients = self.combined()  # has a memory of its own
-        else:
-            gradients = self.remembered(self.gradient())
-        for parameter, gradient in zip(self.parameters, gradients, strict=True):
-            parameter.grad = gradient
-        self.optimizer.step()
-        self.taken += 1
-        if self.taken % self.epoch == 0:
-            self.raise_tables()
-
-    def raise_tables(self) -> None:
-        """Let what is rarely drawn come back."""
-        for table in self.tables:
-            raise_scores(table, RAISE * table.scores.mean().item())
-
-    def gradient(self) -> list[Tensor]:
-        """The gradient of one batch, without those before."""
-        if self.method == "shuffled":
-            return self.shuffled()
-        if self.method == "plain":
-            return self.plain()
-        if self.method == "one":
-            return self.one()
-        return self.combined() if self.method == "control" else self.several()
-
-    def plain(self) -> list[Tensor]:
-        """The gradient of uniform draws."""
-        n, batch = len(self.problem.x), self.problem.batch
-        items = torch.randint(n, (batch,), generator=self.generator)
-        return self.descend(self.network(self.problem.x[items]), items, None)
-
-    def shuffled(self) -> list[Tensor]:
-        """The gradient of the next items of a shuffled epoch."""
-        if len(self.order) == 0:
-            self.order = torch.randperm(len(self.problem.x), generator=self.generator)
-        batch = self.problem.batch
-        items, self.order = self.order[:batch], self.order[batch:]
-        outputs = self.network(self.problem.x[items])
-        if self.tables:
-            self.adapt(Draw(items, torch.zeros(len(items), dtype=torch.float64)), outputs)
-        return self.descend(outputs, items, None)
-
-    def one(self) -> list[Tensor]:
-        """The weighted gradient of a draw of the one table."""
-        draw = self.tables[0].draw(self.problem.batch, generator=self.generator)
-        outputs = self.network(self.problem.x[draw.items])
-        self.adapt(draw, outputs)
-        return self.descend(outputs, draw.items, (self.log_p - draw.log_q).exp())
-
-    def several(self) -> list[Tensor]:
-        """The gradient with balance weights, or with optimal weights of this batch alone."""
-        draw, log_components = draw_from_each(self.mixture, self.counts, generator=self.generator)
-        if self.method == "balance":
-            weights = (self.log_p - draw.log_q).exp()
-        else:
-            log_p = torch.full_like(draw.log_q, self.log_p)
-            weights = optimal_weights(log_p, log_components, self.n)
-        outputs = self.network(self.problem.x[draw.items])
-        self.adapt(draw, outputs)
-        return self.descend(outputs, draw.items, weights)
-
-    def combined(self) -> list[Tensor]:
-        """The gradient of the running sums A and b, or with them as a control variate."""
-        draw, log_components = draw_from_each(self.mixture, self.counts, generator=self.generator)
-        shares = responsibilities(log_components, self.n)
-        outputs = self.network(self.problem.x[draw.items])
-        self.adapt(draw, outputs)
-        losses = self.problem.losses(outputs, self.problem.y[draw.items])
-        weights = (self.log_p - draw.log_q).exp()
-        rows = gradient_rows(losses, weights, shares, self.parameters)
-        return self.combination.update(shares, rows)
-
-    def adapt(self, draw: Draw, outputs: Tensor) -> None:
-        """Write the gradients in the outputs into the tables."""
-        if len(self.tables) == 1:
-            self.norms.update(draw, self.problem.norms(outputs, draw.items))
-        else:
-            self.nodes.update(draw, self.problem.node_gradients(outputs, draw.items))
-
-    def descend(self, outputs: Tensor, items: Tensor, weights: Tensor | None) -> list[Tensor]:
-        """The gradient of the (weighted) mean loss."""
-        losses = self.problem.losses(outputs, self.problem.y[items])
-        loss = losses.mean() if weights is None else losses @ weights.to(losses) / len(losses)
-        return list(torch.autograd.grad(loss, self.parameters))
-
-    def remembered(self, gradients: list[Tensor]) -> list[Tensor]:
-        """The running mean of the gradients, from the first on."""
-        if self.memory == 0.0:
-            return gradients
-        if self.past is None:
-            self.past = gradients
-        else:
-            self.past = [
-                torch.lerp(new, old, self.memory)
-                for old, new in zip(self.past, gradients, strict=True)
-            ]
-        return self.past
-
-    def evaluate(self) -> None:
-        """Add a point to the curves."""
-        problem = self.problem
-        with torch.no_grad():
-            outputs = self.network(problem.x[:EVALUATED])
-            loss = problem.losses(outputs, problem.reference[:EVALUATED]).mean().item()
-        for name, value in (("steps", self.taken), ("seconds", self.seconds), ("loss", loss)):
-            self.curves[name].append(float(f"{value:.6g}"))
 
 
 def write_figures(
@@ -432,9 +204,8 @@ def write_figures(
             panel = panels.setdefault(f"{title}, {axis}", {})
             for method, label in METHODS.items():
                 own = [row for row in rows if (row["task"], row["method"]) == (task, method)]
-                band = mean_band(np.log([smoothed(row["loss"]) for row in own]))
-                at = np.mean([row[axis] for row in own], axis=0)
-                panel[label] = Curve(at, Band(*(np.exp(part) for part in band)))
+                band = geometric_mean_band([smoothed(row["loss"]) for row in own])
+                panel[label] = Curve(np.mean([row[axis] for row in own], axis=0), band)
     figure = curve_panels(
         panels,
         title="A proposal for each output, combined",
@@ -448,7 +219,3 @@ def write_figures(
         if name.endswith("seconds"):  # plain training ends early: what it does is to be seen
             axes.set_xlim(0.0, 2.0 * panel[METHODS["plain"]].x[-1])
     return plots.save_figure(figure, folder, "multiple-is")
-
-
-def _geometric(logs: Interval) -> Interval:
-    return Interval(*(float(np.exp(part)) for part in logs))

@@ -31,9 +31,9 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from awsgd_rl.benchmarks.matrix_factorisation import add_geometric_mean
+from awsgd_rl.benchmarks.crossing import first_reached
+from awsgd_rl.benchmarks.summary import add_geometric_mean, geometric_mean_band
 from awsgd_rl.benchmarks.workers import Progress, Send, available_cores, one_thread, run_tasks
-from awsgd_rl.statistics import Band, mean_band
 from awsgd_rl.validation import require_integer
 
 Singles = NDArray[np.float32]
@@ -208,14 +208,8 @@ def time_to(seconds: NDArray[np.float64], losses: NDArray[np.float64]) -> float:
 
     Before the first point the loss is taken for 1.
     """
-    below = np.flatnonzero(losses <= TARGET)
-    if len(below) == 0:
-        return float("inf")
-    k = int(below[0])
-    logs = np.log(np.concatenate(([1.0], losses)))
-    times = np.concatenate(([0.0], seconds))
-    share = (logs[k] - np.log(TARGET)) / (logs[k] - logs[k + 1])
-    return float(times[k] + share * (times[k + 1] - times[k]))
+    times, values = np.concatenate(([0.0], seconds)), np.concatenate(([1.0], losses))
+    return float(first_reached(times, np.log(values), np.log(TARGET)))
 
 
 def _measure_real(seed: int) -> list[dict[str, Any]]:
@@ -339,9 +333,8 @@ def write_figures(
             reached = np.isfinite(ratios).all(axis=1) & (ratios > 0.0).all(axis=1)
             if not reached.any():
                 continue
-            band = mean_band(np.log(ratios[reached]).T)
-            curve = Band(*(np.exp(part) for part in band))
-            panels[title][label] = Curve(np.asarray(factors)[reached], curve)
+            band = geometric_mean_band(ratios[reached].T)
+            panels[title][label] = Curve(np.asarray(factors)[reached], band)
     figure = plots_factorisation.log_panels(
         panels,
         title="Half of the rows are f times as slow to access",

@@ -13,7 +13,20 @@ from awsgd_rl.adaptation import RunningScale, ScoreFunctionAdaptation
 from awsgd_rl.base import Draw, Proposal
 from awsgd_rl.benchmarks import class_bias
 from awsgd_rl.benchmarks import class_bias_kernels as kernels
-from awsgd_rl.benchmarks.class_bias import METHODS, Problem, Run, Task, epochs_to
+from awsgd_rl.benchmarks.class_bias import epochs_to
+from awsgd_rl.benchmarks.class_bias_problems import SIZES, Problem, examples, problem
+from awsgd_rl.benchmarks.class_bias_runs import (
+    BEST,
+    BINS,
+    ETA,
+    GROUPED,
+    METHODS,
+    UNIFORM_SHARE,
+    Run,
+    Task,
+    measure_run,
+    measure_variance,
+)
 from awsgd_rl.benchmarks.data import Labelled
 from awsgd_rl.feature_proposals import FeatureSoftmaxProposal, bin_features
 from awsgd_rl.proposals import ClassProposal, TableProposal
@@ -34,7 +47,7 @@ def small() -> Problem:
 
 def make_run(method: str, rho: float = 0.1) -> Run:
     made = small()
-    task = class_bias.examples(made, 1)
+    task = examples(made, 1)
     return Run(method, made, task, horizon=100, batch=BATCH, rho=rho, seed=3)
 
 
@@ -43,13 +56,13 @@ def library(method: str, run: Run) -> Proposal:
     made = small()
     if method == "table":
         scores = run.nodes[run.starts[-1] : run.starts[-1] + N].copy()
-        return TableProposal(torch.from_numpy(scores), uniform_share=class_bias.UNIFORM_SHARE)
+        return TableProposal(torch.from_numpy(scores), uniform_share=UNIFORM_SHARE)
     tau = torch.from_numpy(run.proposal.tau.copy())
     groups = torch.from_numpy(run.proposal.groups.copy())
     if method == "features":
         return FeatureSoftmaxProposal(
-            bin_features(class_bias.BINS, 2), groups, tau=tau,
-            uniform_share=class_bias.UNIFORM_SHARE,
+            bin_features(BINS, 2), groups, tau=tau,
+            uniform_share=UNIFORM_SHARE,
         )  # fmt: skip
     if method == "natural":
         return FeatureSoftmaxProposal(torch.zeros(1, 1), torch.zeros(N, dtype=torch.long))
@@ -67,7 +80,7 @@ def test_densities_are_the_library_proposals(method: str) -> None:
     expected = library(method, run).log_prob(torch.arange(N)).detach().exp()
     np.testing.assert_allclose(run.probabilities(), expected.numpy(), rtol=1e-9)
     assert run.probabilities().sum() == pytest.approx(1.0)
-    if method in class_bias.GROUPED:
+    if method in GROUPED:
         assert np.abs(run.proposal.tau).min() > 1e-3
 
 
@@ -78,12 +91,10 @@ def test_tau_steps_are_those_of_the_adaptation(method: str) -> None:
     proposal: Proposal = library(method, run)
     rng = np.random.default_rng(1)
     tau = list(proposal.parameters())
-    adaptation = ScoreFunctionAdaptation(
-        proposal, torch.optim.Adagrad(tau, lr=class_bias.ETA), scale=True
-    )
+    adaptation = ScoreFunctionAdaptation(proposal, torch.optim.Adagrad(tau, lr=ETA), scale=True)
     assert isinstance(adaptation.scale, RunningScale)
     log_p = torch.full((BATCH,), -math.log(N), dtype=torch.float64)
-    share = class_bias.UNIFORM_SHARE if method == "features" else 0.0
+    share = UNIFORM_SHARE if method == "features" else 0.0
     for step in range(20):
         items = rng.integers(N, size=BATCH)
         signal = rng.uniform(0.1, 2.0, size=BATCH)
@@ -93,7 +104,7 @@ def test_tau_steps_are_those_of_the_adaptation(method: str) -> None:
         q = (shares / np.maximum(sizes, 1))[groups]
         trust = (1.0 - share) * softmax[groups] / shares[groups]
         squared = np.square(signal / (N * q))
-        kernels._adapt(run.proposal, squared, groups, softmax, trust, class_bias.ETA)
+        kernels._adapt(run.proposal, squared, groups, softmax, trust, ETA)
         draw = Draw(torch.from_numpy(items), torch.from_numpy(np.log(q)))
         adaptation.update(draw, torch.from_numpy(signal), log_p)
         if method == "class":
@@ -111,7 +122,7 @@ def test_draws_have_their_probability_and_weight(method: str) -> None:
     # One-hot rows: the gradient tells which items were drawn, and how they were weighted.
     x = np.eye(N, dtype=np.float32)
     made = made._replace(held=made.held._replace(x_train=x), norms=np.ones(N, np.float32))
-    task = class_bias.examples(made, 1)
+    task = examples(made, 1)
     rounds, total = 400, np.zeros(N)
     for seed in range(rounds):
         run = Run(method, made, task, horizon=10_000, batch=100, rho=0.0, seed=seed)
@@ -140,10 +151,10 @@ def test_logistic_regression_is_learned_alike() -> None:
 
 
 def test_best_of_a_family_is_no_worse_than_what_was_learned() -> None:
-    for method in (*class_bias.GROUPED, class_bias.BEST):
+    for method in (*GROUPED, BEST):
         run = make_run(method)
         run.advance(200)
-        held = class_bias.measure_variance(run)
+        held = measure_variance(run)
         assert held["achieved"] <= held["best"] + 1e-9 <= held["per_example"] + 2e-9
     made = make_run("class")
     moments = np.random.default_rng(0).uniform(size=N)
@@ -163,10 +174,10 @@ def test_epochs_to_a_value() -> None:
 
 def test_a_row_is_reproducible() -> None:
     task = Task("digits", None, 0, epochs=2.0)
-    made = class_bias.problem("digits", None, 0)
+    made = problem("digits", None, 0)
     for method in ("class", "table"):
-        row = class_bias.measure_run(method, made, 3, task)
-        again = class_bias.measure_run(method, made, 3, task)
+        row = measure_run(method, made, 3, task)
+        again = measure_run(method, made, 3, task)
         assert {**row, "seconds": 0} == {**again, "seconds": 0}
         assert len(row["epochs"]) == len(row["average_precision"]) > 10
         assert row["epochs"][-1] == pytest.approx(2.0, abs=0.02)
@@ -175,8 +186,8 @@ def test_a_row_is_reproducible() -> None:
 
 @pytest.mark.slow
 def test_the_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    size = class_bias.SIZES["digits"]._replace(epochs=1.0)
-    monkeypatch.setitem(class_bias.SIZES, "digits", size)
+    size = SIZES["digits"]._replace(epochs=1.0)
+    monkeypatch.setitem(SIZES, "digits", size)
     monkeypatch.setattr(class_bias, "measure_overhead", lambda rounds: [1.01, 1.02, 1.03])
     shares: list[float] = []
 

@@ -9,8 +9,10 @@ import torch
 
 from awsgd_rl.benchmarks import multiple_is as bench
 from awsgd_rl.benchmarks import multiple_is_problems as problems
-from awsgd_rl.benchmarks.multiple_is import METHODS, TASKS, Setting, Training
+from awsgd_rl.benchmarks import multiple_is_training as training_module
+from awsgd_rl.benchmarks.multiple_is import TASKS
 from awsgd_rl.benchmarks.multiple_is_problems import make_problem
+from awsgd_rl.benchmarks.multiple_is_training import METHODS, Setting, Training, gradient_errors
 from awsgd_rl.runs import to_json
 
 NODES = {"polynomial": 3, "mnist": 10, "image": 3, "points": 4}
@@ -91,7 +93,7 @@ def test_memory_is_a_running_mean() -> None:
 def test_weighted_draws_have_less_error() -> None:
     problem = make_problem("polynomial", quick=True, data=None, seed=0)
     network = Training(problem, "plain", Setting(0.1, 0.0), 0).network
-    errors = bench.gradient_errors(problem, network, 0)
+    errors = gradient_errors(problem, network, 0)
     assert errors["plain"] == 1.0
     assert max(errors[method] for method in ("one", "balance", "control")) < 0.7
     assert errors["control"] < errors["balance"]
@@ -143,7 +145,7 @@ def test_a_small_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
     monkeypatch.setattr(bench, "make_problem", short)
     monkeypatch.setattr(bench, "EVALUATIONS", 3)
-    monkeypatch.setattr(bench, "BATCHES", 3)
+    monkeypatch.setattr(training_module, "BATCHES", 3)
     shares: list[float] = []
     rows, summary = bench.run(quick=True, jobs=1, progress=lambda share, text: shares.append(share))
     assert shares[-1] == 1.0

@@ -12,6 +12,14 @@ from torch.nn import functional
 
 from awsgd_rl.benchmarks import data
 from awsgd_rl.benchmarks import optimal_sampling as bench
+from awsgd_rl.benchmarks import optimal_sampling_training as training_module
+from awsgd_rl.benchmarks.optimal_sampling_training import (
+    PROPOSALS,
+    Network,
+    Training,
+    choose_images,
+    gradient_norms,
+)
 from awsgd_rl.diagnostics import second_moment
 from awsgd_rl.runs import to_json
 from awsgd_rl.signals import per_example_gradient_norms
@@ -41,26 +49,26 @@ def test_between_uniform_and_the_best_is_between_in_speed(pairs: list[tuple[floa
 
 
 def test_the_norms_are_exact() -> None:
-    x, y = bench.choose_images(data.digits(), 0)
-    network, few = bench.Network(), torch.tensor([0, 1, 60, 99])
-    norms = bench.gradient_norms(network, x[few], y[few])
+    x, y = choose_images(data.digits(), 0)
+    network, few = Network(), torch.tensor([0, 1, 60, 99])
+    norms = gradient_norms(network, x[few], y[few])
     exact = per_example_gradient_norms(network, functional.cross_entropy, x[few], y[few])
     torch.testing.assert_close(norms.double(), exact, rtol=1e-4, atol=1e-6)
 
 
 def test_as_many_zeros_as_ones() -> None:
-    x, y = bench.choose_images(data.digits(), 3)
+    x, y = choose_images(data.digits(), 3)
     assert x.shape == (100, 1, 28, 28)
     assert y.tolist() == [0] * 50 + [1] * 50
-    assert not torch.equal(x, bench.choose_images(data.digits(), 4)[0])
+    assert not torch.equal(x, choose_images(data.digits(), 4)[0])
 
 
-@pytest.mark.parametrize("proposal", bench.PROPOSALS)
+@pytest.mark.parametrize("proposal", PROPOSALS)
 def test_same_seed_same_curve(proposal: str) -> None:
-    x, y = bench.choose_images(data.digits(), 0)
+    x, y = choose_images(data.digits(), 0)
     losses = []
     for _ in range(2):
-        training = bench.Training("momentum", proposal, x[40:60], y[40:60], 7)
+        training = Training("momentum", proposal, x[40:60], y[40:60], 7)
         training.advance(4)
         training.evaluate()
         losses.append(training.losses)
@@ -69,17 +77,11 @@ def test_same_seed_same_curve(proposal: str) -> None:
 
 
 def test_half_lies_between() -> None:
-    x, y = bench.choose_images(data.digits(), 0)
-    half = bench.Training("sgd", "half", x[40:60], y[40:60], 0)
+    x, y = choose_images(data.digits(), 0)
+    half = Training("sgd", "half", x[40:60], y[40:60], 0)
     half.step()
     norms = half.table.scores
     torch.testing.assert_close(half.table.probabilities(), 0.5 * norms / norms.sum() + 0.5 / 20)
-
-
-def test_first_reached() -> None:
-    at = np.array([10.0, 20.0, 40.0])
-    curves = np.array([[3.0, 2.0, 1.0], [1.0, 0.5, 0.5]])
-    assert bench.first_reached(at, curves, np.array([1.5, 1.0])).tolist() == [30.0, 10.0]
 
 
 def test_ratios_of_known_curves() -> None:
@@ -99,7 +101,7 @@ def test_ratios_of_known_curves() -> None:
 
 @pytest.mark.slow
 def test_a_small_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(bench, "IMAGES", 10)
+    monkeypatch.setattr(training_module, "IMAGES", 10)
     monkeypatch.setattr(bench, "STEPS", 30)
     shares: list[float] = []
     rows, summary = bench.run(quick=True, jobs=1, progress=lambda share, text: shares.append(share))

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from awsgd_rl.benchmarks import data, two_stage
-from awsgd_rl.benchmarks.two_stage import METHODS, Images, Training, speed_up, summarise
+from awsgd_rl.benchmarks.two_stage import speed_up, summarise
+from awsgd_rl.benchmarks.two_stage_training import BATCH_SIZE, METHODS, Images, Training
 from awsgd_rl.runs import to_json
 
 
@@ -100,9 +101,9 @@ def test_an_epoch_without_replacement() -> None:
     training = Training("shuffled", images, 0)
     seen: list[int] = []
     training.descend = lambda items, weights=None: seen.extend(items.tolist())  # type: ignore[method-assign]
-    batches = len(images.x) // two_stage.BATCH_SIZE
+    batches = len(images.x) // BATCH_SIZE
     training.advance(batches)
-    assert len(set(seen)) == len(seen) == batches * two_stage.BATCH_SIZE
+    assert len(set(seen)) == len(seen) == batches * BATCH_SIZE
 
 
 def test_smoothing_leaves_out_what_has_no_past() -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -28,10 +29,6 @@ def random_scores(n: int, seed: int = 0, zeros: float = 0.3) -> Tensor:
     scores[torch.rand(n, generator=rng) < zeros] = 0.0
     scores[n // 2] = 1.0
     return scores
-
-
-def nodes(tree: SumTree) -> Tensor:
-    return tree._nodes
 
 
 @BOTH
@@ -83,7 +80,7 @@ class TestDraw:
         tree = SumTree(torch.ones(n), compiled=compiled)
         some = torch.randint(n, (5_000,), generator=generator())
         assert torch.equal(tree.draw((some.double() + 0.5) / n), some)
-        assert nodes(tree).dtype == torch.float64
+        assert tree.nodes.dtype == torch.float64
 
 
 @given(
@@ -99,6 +96,19 @@ def test_no_item_of_zero_score_is_drawn(scores: list[float], seed: int) -> None:
     drawn = [SumTree(tensor, compiled=compiled).draw(uniforms) for compiled in (True, False)]
     assert torch.equal(drawn[0], drawn[1])
     assert (tensor[drawn[0]] > 0).all()
+
+
+@pytest.mark.parametrize("n", SIZES)
+def test_nodes_are_the_sums_of_their_children(n: int) -> None:
+    """The documented layout: level after level, each from `starts` on, 16 children a node."""
+    tree = SumTree(random_scores(n))
+    starts = [*tree.starts.tolist(), len(tree.nodes)]
+    levels = [tree.nodes[a:b] for a, b in pairwise(starts)]
+    for above, below in pairwise(levels):
+        sums = below.view(-1, 16).sum(1)
+        torch.testing.assert_close(above[: len(sums)], sums)
+        assert (above[len(sums) :] == 0.0).all()
+    assert torch.equal(levels[-1][:n], tree.scores)
 
 
 @BOTH
@@ -146,14 +156,14 @@ class TestWrite:
             for item, score in zip(items.tolist(), written.tolist(), strict=True):
                 scores[item] = score
         assert torch.equal(tree.scores, scores)
-        assert torch.equal(nodes(tree), nodes(SumTree(scores, compiled=compiled)))
-        assert torch.equal(nodes(tree), nodes(SumTree(scores, compiled=not compiled)))
+        assert torch.equal(tree.nodes, SumTree(scores, compiled=compiled).nodes)
+        assert torch.equal(tree.nodes, SumTree(scores, compiled=not compiled).nodes)
 
     def test_parents_of_zeros_are_zero(self, compiled: bool) -> None:
         tree = SumTree(torch.full((5000,), 0.1), compiled=compiled)
         for items in torch.randperm(5000, generator=generator()).split(37):
             tree.write(items, torch.zeros(len(items)))
-        assert (nodes(tree) == 0.0).all()
+        assert (tree.nodes == 0.0).all()
 
     def test_last_of_several_writes_stays(self, compiled: bool) -> None:
         tree = SumTree(torch.ones(500), compiled=compiled)
@@ -178,10 +188,10 @@ class TestWrite:
         self, items: list[int], scores: list[float], message: str, compiled: bool
     ) -> None:
         tree = SumTree(random_scores(40), compiled=compiled)
-        before = nodes(tree).clone()
+        before = tree.nodes.clone()
         with pytest.raises(ValueError, match=message):
             tree.write(torch.tensor(items, dtype=torch.long), torch.tensor(scores))
-        assert torch.equal(nodes(tree), before)
+        assert torch.equal(tree.nodes, before)
 
     def test_items_of_another_type_are_refused(self, compiled: bool) -> None:
         with pytest.raises(ValueError, match=r"type torch\.int32, expected long"):
@@ -296,7 +306,7 @@ class TestCuda:
         finally:
             torch.cuda.set_sync_debug_mode("default")
         tree.write(items, written)
-        assert torch.equal(nodes(other).cpu(), nodes(tree))
+        assert torch.equal(other.nodes.cpu(), tree.nodes)
         expected, log_expected = tree.draw_mixture(uniforms, 0.1, 10**5)
         assert (drawn.cpu() == expected).double().mean() > 0.999  # but for rounding in the scan
         same = drawn.cpu() == expected

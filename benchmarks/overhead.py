@@ -34,7 +34,7 @@ from awsgd_rl.benchmarks.summary import add_interval
 from awsgd_rl.benchmarks.workers import Progress, one_thread
 from awsgd_rl.statistics import Interval, bootstrap_interval
 
-BLOCK: Final = 10
+BLOCK: Final = 20
 """Batches that are drawn at once, and that τ takes one step for."""
 CLASS_BATCH, TABLE_BATCH, ITEMS = 100, 128, 256
 FEATURES: Final = {4_096: 5_000, 16_384: 1_500}

@@ -50,7 +50,8 @@ POINTS, EPOCHS, LONG = 16, 2, 12
 SEEDS: Final = 10
 
 # Best of equally many settings in time to the target on seeds from 1000, which are not reported;
-# the time-aware ones at f = 4, 64, 5,000 and 50,000, with a power of f through the best steps.
+# the time-aware ones at f = 4, 64, 5,000 and 50,000, with a power of f through the best steps, less
+# a third: with those one run in seventy diverges.
 SETTINGS: Final[Mapping[str, Mapping[str, Any]]] = {
     "uniform": {"learning_rate": 0.1, "adaptation_rate": 0.0},
     "awsgd": {"learning_rate": 0.1, "adaptation_rate": 0.03},
@@ -127,7 +128,7 @@ def time_aware_settings(factor: float) -> dict[str, Any]:
     """Return what depends on f: the bound of the weights, (1 + √f) / 2 at best, and the step."""
     return {
         "tickets": int(np.clip(1.2 * np.sqrt(factor), 4, 512)),
-        "learning_rate": float(min(0.1, 0.2 * factor**-0.3)),
+        "learning_rate": float(min(0.1, 0.14 * factor**-0.3)),
     }
 
 

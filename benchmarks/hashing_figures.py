@@ -88,11 +88,11 @@ def draw_figures(rows: Sequence[Mapping[str, Any]], folder: str | Path, batch: i
     uniform = seconds[LABELS["uniform"]]
     figure = curve_panels(
         {
-            "µs a step": {
+            "µs a step, log scale": {
                 label: Curve(at, _band([[1e6 * value] for value in own]))
                 for label, own in seconds.items()
             },
-            "over a uniform step": {
+            "over a uniform step, log scale": {
                 label: Curve(at, _band([[x / y] for x, y in zip(own, uniform, strict=True)]))
                 for label, own in seconds.items()
             },
@@ -100,7 +100,7 @@ def draw_figures(rows: Sequence[Mapping[str, Any]], folder: str | Path, batch: i
         title="The cost of a step, the query renewed at each",
         subtitle=f"batches of {batch}, 21 features; neighbours: {NEIGHBOURS:.0%} of N on each side",
         xlabel="examples N, log scale",
-        ylabel="log scale",
+        ylabel="",
         log_x=True,
         percent=False,
     )

@@ -11,14 +11,20 @@ from awsgd_rl.benchmarks.readme import PAGES, TABLES, filled
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 RESULTS = ROOT / "benchmarks" / "results"
-BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+SECTIONS = {
+    section.splitlines()[0]: re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
+    for section in README.split("\n## ")
+}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.strip().splitlines()[-1][:40])
-def test_every_python_block_runs(block, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("section", [name for name, blocks in SECTIONS.items() if blocks])
+def test_every_python_block_runs(section, tmp_path, monkeypatch, capsys):
+    """The blocks of a section go on from one another."""
     monkeypatch.chdir(tmp_path)
-    exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
+    names = {"__name__": "readme"}
+    for block in SECTIONS[section]:
+        exec(compile(block, "README.md", "exec"), names)
 
 
 @pytest.mark.parametrize("page", PAGES)

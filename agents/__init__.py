@@ -86,6 +86,11 @@ ALGORITHMS = {
         Algorithm("a2c", "A2C of Stable-Baselines3", _SB3, "StableBaselines"),
         Algorithm("ppo", "PPO of Stable-Baselines3", _SB3, "StableBaselines"),
         Algorithm("dqn", "DQN of Stable-Baselines3", _SB3, "StableBaselines"),
+        Algorithm("sac", "SAC of Stable-Baselines3", _SB3, "StableBaselines"),
+        Algorithm("td3", "TD3 of Stable-Baselines3", _SB3, "StableBaselines"),
+        Algorithm("prioritized-dqn", "DQN with prioritized replay", _SB3, "StableBaselines"),
+        Algorithm("prioritized-sac", "SAC with prioritized replay", _SB3, "StableBaselines"),
+        Algorithm("prioritized-td3", "TD3 with prioritized replay", _SB3, "StableBaselines"),
     )
 }
 """Every algorithm by its name."""

@@ -1,8 +1,9 @@
-"""Stable-Baselines3's A2C, PPO and DQN behind the interface of this package's agents.
+"""Stable-Baselines3's algorithms behind the interface of this package's agents.
 
 So that `awsgd-rl train --algo ppo` and `awsgd-rl compare --algos awsgd ppo` run the reference
-implementations on the same environments, with the same logs and files. Nothing of the algorithms
-is here. Stable-Baselines3 seeds PyTorch's and NumPy's global generators, and draws from them.
+implementations on the same environments, with the same logs and files; and `prioritized-dqn` and
+its like, which are in `agents.prioritized`. Nothing of the algorithms is here. Stable-Baselines3
+seeds PyTorch's and NumPy's global generators, and draws from them.
 """
 
 import math
@@ -24,6 +25,7 @@ from awsgd_rl.validation import require_integer, require_name
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
     from torch import Tensor
+    from torch.optim import Optimizer
 
 HISTORY: Final = (
     *("episodes", "timesteps", "updates", "success", "return"),
@@ -36,14 +38,15 @@ class StableBaselines:
     """An algorithm of Stable-Baselines3 with this package's `learn`, `predict`, `save`, `load`.
 
     Attributes:
-        algorithm: "a2c", "ppo" or "dqn".
+        algorithm: One of `CONFIGS`: "ppo", "dqn", "prioritized-dqn", ...
         config: Its settings.
         env: The environment, as it was given.
         model: Stable-Baselines3's own object.
         history: One entry a batch of environment steps in which an episode ended: episodes and
             timesteps so far, updates so far, and the mean success and return of the batch's
-            episodes (success is nan where the environment reports none). The importance-sampling
-            columns of this package's own agents are nan.
+            episodes (success is nan where the environment reports none). Of the importance-sampling
+            columns of this package's own agents, prioritized algorithms have `ess` and `max_weight`
+            (over the mean weight), of their last update; the others are nan.
     """
 
     def __init__(
@@ -61,7 +64,7 @@ class StableBaselines:
         """Make the networks; nothing is written before `learn`.
 
         Args:
-            algorithm: "a2c", "ppo" or "dqn".
+            algorithm: One of `CONFIGS`.
             policy: "MlpPolicy"; a Discrete observation is one-hot encoded.
             env: The environment or its id.
             seed: Seed of Stable-Baselines3's global generators, 0 or more.
@@ -91,14 +94,15 @@ class StableBaselines:
         self.history: dict[str, list[float]] = {name: [] for name in HISTORY}
 
     def _make_model(self, device: str) -> "BaseAlgorithm":
-        import stable_baselines3
         from stable_baselines3.common.logger import Logger
 
         from awsgd_rl.agents.sb3_vec_env import make_vec_env
 
-        algorithm = getattr(stable_baselines3, self.algorithm.upper())
+        algorithm = _algorithm_class(self.algorithm)
         settings = asdict(self.config)
         envs = make_vec_env(self.env, settings.pop("n_envs"), settings.pop("reward_scale"))
+        if "action_noise" in settings:
+            settings["action_noise"] = _make_noise(envs.action_space, settings["action_noise"])
         model: BaseAlgorithm = algorithm(
             "MlpPolicy",
             envs,
@@ -262,27 +266,48 @@ class StableBaselines:
         return agent
 
     def _state(self) -> dict[str, "Tensor"]:
-        """Return the tensors of the networks and of the optimizer."""
-        policy = self.model.policy
-        tensors = {f"policy.{name}": value for name, value in policy.state_dict().items()}
-        for number, moments in policy.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{number}.{name}": value for name, value in moments.items()}
+        """Return the tensors of the networks and of the optimizers."""
+        tensors = {f"policy.{name}": x for name, x in self.model.policy.state_dict().items()}
+        for kind, optimizer in self._optimizers().items():
+            for number, moments in optimizer.state_dict()["state"].items():
+                tensors |= {f"{kind}.{number}.{name}": value for name, value in moments.items()}
+        if (learned := getattr(self.model, "log_ent_coef", None)) is not None:
+            tensors["log_ent_coef.value"] = learned
         return {name: value.detach().cpu().clone() for name, value in tensors.items()}
 
     def _load_state(self, state: Mapping[str, "Tensor"]) -> None:
-        policy = self.model.policy
         networks: dict[str, Tensor] = {}
-        moments: dict[int, dict[str, Tensor]] = {}
+        optimizers = self._optimizers()
+        moments: dict[str, dict[int, dict[str, Tensor]]] = {kind: {} for kind in optimizers}
+        learned: Tensor | None = None
         for key, value in state.items():
             kind, name = key.split(".", 1)
             if kind == "policy":
                 networks[name] = value
+            elif kind == "log_ent_coef":
+                learned = value
             else:
                 number, name = name.split(".")
-                moments.setdefault(int(number), {})[name] = value
-        policy.load_state_dict(networks)
-        groups = policy.optimizer.state_dict()["param_groups"]
-        policy.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+                moments[kind].setdefault(int(number), {})[name] = value
+        self.model.policy.load_state_dict(networks)
+        for kind, optimizer in optimizers.items():
+            groups = optimizer.state_dict()["param_groups"]
+            optimizer.load_state_dict({"state": moments[kind], "param_groups": groups})
+        own = getattr(self.model, "log_ent_coef", None)
+        if own is not None and learned is not None:
+            own.data.copy_(learned)
+
+    def _optimizers(self) -> dict[str, "Optimizer"]:
+        """Return the optimizers: one, or those of actor, critic and entropy coefficient."""
+        model: Any = self.model
+        if hasattr(model.policy, "optimizer"):
+            return {"optimizer": model.policy.optimizer}
+        found = {
+            "actor_optimizer": model.actor.optimizer,
+            "critic_optimizer": model.critic.optimizer,
+            "ent_coef_optimizer": getattr(model, "ent_coef_optimizer", None),
+        }
+        return {kind: optimizer for kind, optimizer in found.items() if optimizer is not None}
 
 
 def _make_listener(
@@ -351,6 +376,7 @@ def _make_listener(
             entry["updates"] = self.model._n_updates
             entry["success"] = float(np.mean(self.successes))
             entry["return"] = float(np.mean(self.returns))
+            entry |= getattr(self.model, "diagnostics", {})
             for name, value in entry.items():
                 agent.history[name].append(value)
             self.returns, self.successes = [], []
@@ -364,6 +390,25 @@ def _make_listener(
     return Listener()
 
 
+def _algorithm_class(algorithm: str) -> Any:
+    if algorithm.startswith("prioritized-"):
+        from awsgd_rl.agents import prioritized
+
+        name = f"Prioritized{algorithm.removeprefix('prioritized-').upper()}"
+        return getattr(prioritized, name)
+    import stable_baselines3
+
+    return getattr(stable_baselines3, algorithm.upper())
+
+
+def _make_noise(space: Any, deviation: float) -> Any:
+    from stable_baselines3.common.noise import NormalActionNoise
+
+    if deviation == 0.0:
+        return None
+    return NormalActionNoise(np.zeros(space.shape), np.full(space.shape, deviation))
+
+
 def _check_spaces(algorithm: str, env: object) -> None:
     if not isinstance(env, gym.Env):
         raise ValueError(f"env is a {type(env).__name__}, expected one Gymnasium environment")
@@ -371,7 +416,9 @@ def _check_spaces(algorithm: str, env: object) -> None:
         raise ValueError(
             f"observation space is {env.observation_space}, expected Box or Discrete for MlpPolicy"
         )
-    actions = (spaces.Discrete,) if algorithm == "dqn" else (spaces.Discrete, spaces.Box)
+    kinds = {"dqn": (spaces.Discrete,), "sac": (spaces.Box,), "td3": (spaces.Box,)}
+    actions: tuple[type[spaces.Space[Any]], ...]
+    actions = kinds.get(algorithm.removeprefix("prioritized-"), (spaces.Discrete, spaces.Box))
     if not isinstance(env.action_space, actions):
         expected = " or ".join(space.__name__ for space in actions)
         raise ValueError(f"action space is {env.action_space}, expected {expected} for {algorithm}")

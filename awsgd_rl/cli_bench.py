@@ -95,6 +95,14 @@ BENCHES: Final = {
         "awsgd_rl.benchmarks.overhead",
         "what learned draws add to an iteration, beside the same loop with uniform ones",
     ),
+    "replay": Bench(
+        "awsgd_rl.benchmarks.replay",
+        "time and memory of prioritized replay, beside other libraries' and uniform replay",
+    ),
+    "replay-learning": Bench(
+        "awsgd_rl.benchmarks.replay_learning",
+        "DQN with and without prioritized replay: return over steps and time",
+    ),
 }
 
 LIMITS: Final = ("data", "seed", "preset", "regime", "maps", "env", "seeds", "jobs")

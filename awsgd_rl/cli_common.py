@@ -1,6 +1,7 @@
 """What the commands share: their common options, parsing, errors and run folders."""
 
 import contextlib
+import copy
 import dataclasses
 import io
 import re
@@ -90,7 +91,8 @@ def _described(part: Any) -> Any:
             hint = Annotated[hint, tyro.conf.DisallowNone, tyro.conf.arg(help_behavior_hint="")]
         elif field.default is False:
             hint = Annotated[one_flag[hint], tyro.conf.arg(help_behavior_hint="")]
-        fields.append((field.name, hint, field))
+        # A copy: the dataclass takes it over, and would change the type of the original.
+        fields.append((field.name, hint, copy.copy(field)))
     return dataclasses.make_dataclass(part.__name__, fields, bases=(part,), frozen=True)
 
 

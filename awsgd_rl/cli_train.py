@@ -36,7 +36,7 @@ DESCRIPTION = f"""Train one agent on one environment.
 Options of the algorithm follow the common ones: --algo ppo --help shows PPO's.
 
 algorithms:
-{chr(10).join(f"  {name:<10} {entry.description}" for name, entry in ALGORITHMS.items())}
+{chr(10).join(f"  {name:<15} {entry.description}" for name, entry in ALGORITHMS.items())}
 
 examples:
   awsgd-rl train                                          AW-SGD on the 15x15 trap gridworld
@@ -242,7 +242,7 @@ def _draw(agent: Any, folder: Path, title: str) -> list[Path]:
 
     history = agent.history
     known = [name for name in ("success", "return") if np.isfinite(history.get(name, [])).any()]
-    if not known:
+    if not known or len(history["episodes"]) < 2:  # one point is no curve
         return []
     total = int(history["episodes"][-1])
     points = min(_CURVE_POINTS, len(history["episodes"]))

@@ -206,13 +206,24 @@ def annealed_weights(
         raise ValueError(f"n is {n}, expected at least 1: the number of items with mass")
     if not 0.0 <= beta <= 1.0:
         raise ValueError(f"beta is {beta}, expected a number between 0 and 1")
-    log_n = math.log(n)
-    log_weights = -beta * (log_q.detach().to(torch.float64) + log_n)
+    if normaliser not in ("max", "mean", None):
+        raise ValueError(f"normaliser is {normaliser!r}, expected 'max', 'mean' or None")
+    log_q = log_q.detach().to(torch.float64)
+    if log_q.is_cpu and log_q.dim() == 1:
+        from awsgd_rl import weight_kernels
+
+        made = weight_kernels.annealed(
+            # A kernel would be compiled anew for strides.
+            *(log_q.contiguous().numpy(), n, float(beta)),
+            *(normaliser == "max", normaliser == "mean"),
+        )
+        return torch.from_numpy(made)
+    return _annealed_by_tensors(log_q, n, beta, normaliser)
+
+
+def _annealed_by_tensors(log_q: Tensor, n: int, beta: float, normaliser: str | None) -> Tensor:
+    log_weights = -beta * (log_q + math.log(n))
     if normaliser is None:
         return log_weights.exp()
     weights = (log_weights - log_weights.amax()).exp()
-    if normaliser == "max":
-        return weights
-    if normaliser == "mean":
-        return normalise_by_mean(weights)
-    raise ValueError(f"normaliser is {normaliser!r}, expected 'max', 'mean' or None")
+    return weights if normaliser == "max" else normalise_by_mean(weights)

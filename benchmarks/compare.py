@@ -57,7 +57,8 @@ class CompareConfig:
     """What is compared: awsgd, reinforce (on-policy, one update a batch), reinforce-equal (as many
     updates a batch as awsgd); awsgd's variants awsgd-mixture and awsgd-paper; awsgd with a part
     taken out: uniform-replay (uniform draws of past trajectories), awsgd-returns (no critic),
-    on-policy-critic (no past trajectories); and Stable-Baselines3's a2c, ppo, dqn."""
+    on-policy-critic (no past trajectories); Stable-Baselines3's a2c, ppo, dqn, sac, td3; and with
+    prioritized replay prioritized-dqn, prioritized-sac, prioritized-td3."""
     regime: Literal["strong", "paper"] = "strong"
     """strong: returns to go, learned state values. paper: raw returns, no state values, batches of
     4 episodes, as in Bouchard et al. (2015)."""

@@ -27,7 +27,8 @@ STEPS: Final = {"CartPole-v1": 30_000, "Acrobot-v1": 30_000}
 
 ALGORITHMS: Final = {
     "awsgd": "AW-SGD",
-    "reinforce": "on-policy",
+    "reinforce-equal": "on-policy, as many updates",
+    "reinforce": "on-policy, one update",
     "ppo": "PPO (SB3)",
 }
 
@@ -98,8 +99,9 @@ def run(
         One row a run, with its learning curve over environment steps. The summary has
         `<env>.<algorithm>.return_mean`, over all training, `.return_final`, of fresh episodes of
         the policy learned, and `.seconds_mean`, with 95 % intervals over seeds; `.return_mean_iqm`
-        and `.return_final_iqm`; and `<env>.return_difference`, `<env>.return_difference_ppo`: the
-        mean over training of AW-SGD less that of on-policy learning, and of PPO.
+        and `.return_final_iqm`; and `<env>.return_difference`: the mean over training of AW-SGD
+        less that of the seed's baseline, on-policy learning with one update a batch;
+        `.return_difference_equal_updates` and `.return_difference_ppo` are against the others.
     """
     if env is not None:
         require_name("environment of this bench", env, STEPS)
@@ -142,7 +144,11 @@ def run(
             add_interval(
                 summary, f"{key}.seconds_mean", mean_interval(values[algorithm, "seconds"])
             )
-        for other, name in (("reinforce", "difference"), ("ppo", "difference_ppo")):
+        for other, name in (
+            ("reinforce", "difference"),
+            ("reinforce-equal", "difference_equal_updates"),
+            ("ppo", "difference_ppo"),
+        ):
             difference = bootstrap_interval(
                 lambda ours, theirs, axis: np.mean(ours, axis) - np.mean(theirs, axis),
                 values["awsgd", "return_mean"],
@@ -165,7 +171,10 @@ def train(task: Task, _send: Send) -> dict[str, Any]:
     with one_thread():
         options = ZOO[task.env_id] if task.algorithm == "ppo" else TUNED[task.algorithm]
         agent: Any = make_agent(
-            task.algorithm, "MlpPolicy", task.env_id, task.seed, device="cpu", **options
+            task.algorithm.removesuffix("-equal"),
+            *("MlpPolicy", task.env_id, task.seed),
+            device="cpu",
+            **options,
         )
         started = time.perf_counter()
         agent.learn(task.steps)

@@ -6,15 +6,14 @@ the ratio of times: of the process, which on a quiet machine are the wall clock'
 nothing here depends on what is learned.
 
 - *Class bias*: logistic regression, batch 100; AW-SGD with Adagrad. The aim is 1.7 % (Bouchard
-  2015, §5, where features are read from a store). Written as the fastest loop that the package
-  allows: `BLOCK` batches are drawn at once and τ moves once a block, by all its draws; weights are
-  those of the draws all the same, so the gradient stays unbiased. `class_bias_each` is the plain
-  loop of the README, with a draw and a step of τ in every iteration: a draw, weights, a signal and
-  an optimizer's step are some forty calls of PyTorch, a microsecond or more each, whatever the
-  number of features, and more where the batch has just emptied the processor's cache. So the aim is
-  not reached at 4,096 features, where a whole iteration takes some 600 us: half of what is left in
-  the block is the optimizer's step, the signal's checks and the running scale. The share falls as
-  iterations grow, and the microseconds are given too. `bench class-bias` compares compiled loops.
+  2015, §5, where features are read from a store). `BLOCK` batches are drawn at once and τ moves
+  once a block, by all its draws; weights are those of the draws all the same, so the gradient stays
+  unbiased. They go in as the gradient of the losses, `losses.backward(weights)`: no operation more
+  than uniform draws have, which are written in the same way. `class_bias_each` has a draw and a
+  step of τ in every iteration: some twenty calls of PyTorch, each a microsecond or more whatever
+  the number of features, and several where the batch has just emptied the processor's cache. The
+  share falls as iterations grow, and the microseconds are given too. `bench class-bias` compares
+  compiled loops.
 - *Table*: a score per example, the output-gradient bound as the signal, on the CNN of Lahire 2023
   (conv 5@5, conv 10@5, fc 4000-100-10, batch 128). The aim is 10 %, at 10^6 examples too.
 - *Draw and update* of 256 items against N, which grows with log N at most; beside it what a table
@@ -187,11 +186,14 @@ def class_bias(features: int, examples: int, block: int, seed: int) -> tuple[Loo
     # each of its pages, by where it happens to lie, and that is more than all else here.
     place = torch.empty(CLASS_BATCH, features)
 
-    def step(model: Any, optimizer: Any, items: Tensor, weights: Tensor | None) -> Tensor:
+    even = torch.full((CLASS_BATCH,), 1.0 / CLASS_BATCH)
+
+    def step(model: Any, optimizer: Any, items: Tensor, weights: Tensor) -> Tensor:
         output: Tensor = model(torch.index_select(x, 0, items, out=place)).squeeze(1)
-        loss = binary_cross_entropy_with_logits(output, y.index_select(0, items), weights)
+        targets = y.index_select(0, items)
+        losses = binary_cross_entropy_with_logits(output, targets, reduction="none")
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        losses.backward(weights)  # type: ignore[no-untyped-call]
         optimizer.step()
         return output.detach()
 
@@ -201,7 +203,7 @@ def class_bias(features: int, examples: int, block: int, seed: int) -> tuple[Loo
     def uniform() -> None:
         drawn = torch.randint(examples, (count,), generator=rng)
         for items in torch.split(drawn, CLASS_BATCH):
-            step(plain, plain_optimizer, items, None)
+            step(plain, plain_optimizer, items, even)
 
     model = torch.nn.Linear(features, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
@@ -213,7 +215,7 @@ def class_bias(features: int, examples: int, block: int, seed: int) -> tuple[Loo
 
     def ours() -> None:
         draw = proposal.draw(count, generator=rng)
-        weights = importance_weights(log_p, draw.log_q).float()
+        weights = importance_weights(log_p, draw.log_q).div_(CLASS_BATCH).float()
         batches = zip(
             torch.split(draw.items, CLASS_BATCH), torch.split(weights, CLASS_BATCH), strict=True
         )
@@ -248,12 +250,14 @@ def table(examples: int, seed: int) -> tuple[Loop, Loop]:
         return model, torch.optim.SGD(model.parameters(), lr=1e-3)
 
     plain, plain_optimizer = make()
+    even = torch.full((TABLE_BATCH,), 1.0 / TABLE_BATCH)
 
     def uniform() -> None:
         rows = torch.randint(examples, (TABLE_BATCH,), generator=rng) % IMAGES
-        loss = cross_entropy(plain(images.index_select(0, rows)), labels.index_select(0, rows))
+        output = plain(images.index_select(0, rows))
+        losses = cross_entropy(output, labels.index_select(0, rows), reduction="none")
         plain_optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        losses.backward(even)  # type: ignore[no-untyped-call]
         plain_optimizer.step()
 
     model, optimizer = make()
@@ -266,10 +270,10 @@ def table(examples: int, seed: int) -> tuple[Loop, Loop]:
         rows = draw.items % IMAGES
         y = labels.index_select(0, rows)
         output = model(images.index_select(0, rows))
-        weights = importance_weights(log_p, draw.log_q).float()
-        loss = (weights * cross_entropy(output, y, reduction="none")).mean()
+        weights = importance_weights(log_p, draw.log_q).div_(TABLE_BATCH).float()
+        losses = cross_entropy(output, y, reduction="none")
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        losses.backward(weights)  # type: ignore[no-untyped-call]
         optimizer.step()
         adaptation.update(draw, cross_entropy_signal(output, y), log_p)
 

@@ -11,7 +11,7 @@ They differ, since weights pay for the visits that are left out. The rule conver
 q ∝ p ‖∇f‖ / √time, which has the lowest (second moment of a step) × (time of a step) of all. Here
 it is 2 (1 + f) / (1 + √f)² times lower than that of uniform draws, less than 2 for every f: no
 importance sampling gives more in this sense, and steps must shrink as the largest weight grows,
-(1 + √f) / 2. About 1.1 is what is left to an error of 0.01, no more than AW-SGD without the time.
+(1 + √f) / 2. At most 1.25 is left to an error of 0.01, no more than AW-SGD without the time.
 
 The time of an epoch falls (1 + f) / (2 √f) times at most, 112 at f = 50,000, less what is spent on
 draws before τ is learned: so the seed's 100 times is not reached there in the first epoch. A larger

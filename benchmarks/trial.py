@@ -57,6 +57,11 @@ ALGORITHMS: dict[str, Algorithm] = {
     "a2c": Algorithm("StableBaselines", {}, "A2C (SB3)"),
     "ppo": Algorithm("StableBaselines", {}, "PPO (SB3)"),
     "dqn": Algorithm("StableBaselines", {}, "DQN (SB3)"),
+    "sac": Algorithm("StableBaselines", {}, "SAC (SB3)"),
+    "td3": Algorithm("StableBaselines", {}, "TD3 (SB3)"),
+    "prioritized-dqn": Algorithm("StableBaselines", {}, "DQN, prioritized replay"),
+    "prioritized-sac": Algorithm("StableBaselines", {}, "SAC, prioritized replay"),
+    "prioritized-td3": Algorithm("StableBaselines", {}, "TD3, prioritized replay"),
 }
 """What can be compared, by label. `reinforce` is the baseline of Bouchard et al. (2015). Three are
 AW-SGD with a part taken out: `uniform-replay` draws past trajectories uniformly, `awsgd-returns`
@@ -92,6 +97,7 @@ STABLE_BASELINES_ON_GRIDWORLDS: Mapping[str, Mapping[str, Any]] = {
         "ent_coef": 0.1,
     },
     "dqn": {"gamma": 0.999, "reward_scale": 1e-3},
+    "prioritized-dqn": {"gamma": 0.999, "reward_scale": 1e-3},
 }
 """Settings of Stable-Baselines3's algorithms on gridworlds: discount and scale of the rewards as
 this package's agents have them, many environments side by side for speed, and the best of a few
@@ -244,7 +250,7 @@ def run_task(task: Task, send: Send) -> Trial:
     if config.steps is not None:  # the mean is over episodes all the same
         mean = float(binned(history["episodes"], values, history["episodes"][-1]).mean())
     target = exploration = None
-    if grid is not None and task.algorithm != "dqn":
+    if grid is not None and task.algorithm not in ("dqn", "prioritized-dqn"):
         target = walk(grid, agent.policy_table())
         # Or Q_τ draws nothing, and nothing was learned for it.
         if getattr(agent, "exploration_share", 0.0):
@@ -284,7 +290,9 @@ def make_agent(task: Task, env: "gym.Env[Any, Any]") -> Any:
     if algorithm.agent == "StableBaselines":
         from awsgd_rl.agents.stable_baselines import StableBaselines
 
-        tuned = {} if _gridworld(env) is None else STABLE_BASELINES_ON_GRIDWORLDS[task.algorithm]
+        tuned: Mapping[str, Any] = {}
+        if _gridworld(env) is not None:
+            tuned = STABLE_BASELINES_ON_GRIDWORLDS.get(task.algorithm, {})
         return StableBaselines(
             task.algorithm, "MlpPolicy", env, seed=task.map, device="cpu", **tuned
         )

@@ -174,7 +174,9 @@ def test_networks_refuse_the_weak_form_of_the_seed(option):
 def test_unknown_algorithms_are_refused_with_the_nearest_name():
     with pytest.raises(ValueError, match="did you mean 'awsgd'"):
         make_agent("awsdg", "TablePolicy", small_env())
-    assert set(ALGORITHMS) == {"awsgd", "reinforce", "a2c", "ppo", "dqn"}
+    plain = {"a2c", "ppo", "dqn", "sac", "td3"}
+    prioritized = {"prioritized-dqn", "prioritized-sac", "prioritized-td3"}
+    assert set(ALGORITHMS) == {"awsgd", "reinforce"} | plain | prioritized
 
 
 def test_networks_have_no_table():

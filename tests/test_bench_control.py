@@ -12,7 +12,7 @@ from awsgd_rl.benchmarks.control import ALGORITHMS, STEPS, Task
 from awsgd_rl.benchmarks.trial import BINS
 from awsgd_rl.runs import to_json
 
-LEVELS = {"awsgd": 300.0, "reinforce": 250.0, "ppo": 400.0}
+LEVELS = {"awsgd": 300.0, "reinforce-equal": 320.0, "reinforce": 250.0, "ppo": 400.0}
 
 
 def fake_row(task: Task, _send: Any = None) -> dict[str, Any]:
@@ -63,6 +63,7 @@ def test_every_agent_gets_the_same_steps_and_seeds(ran: list[Task]) -> None:
                 assert summary[f"{full}_low"] < summary[full] < summary[f"{full}_high"]
         assert summary[f"{env_id}.return_difference"] == pytest.approx(50.0)
         assert summary[f"{env_id}.return_difference_ppo"] == pytest.approx(-100.0)
+        assert summary[f"{env_id}.return_difference_equal_updates"] == pytest.approx(-20.0)
         assert summary[f"{env_id}.return_difference_low"] < 50
 
 

@@ -140,7 +140,13 @@ def test_every_command_has_help_with_examples(awsgd: Command, command: str) -> N
 
 @pytest.mark.parametrize(
     ("algorithm", "option"),
-    [("ppo", "--clip-range"), ("dqn", "--buffer-size"), ("awsgd", "--memory")],
+    [
+        ("ppo", "--clip-range"),
+        ("dqn", "--buffer-size"),
+        ("awsgd", "--memory"),
+        ("prioritized-dqn", "--double-q"),
+        ("prioritized-sac", "--uniform-share"),
+    ],
 )
 def test_train_shows_the_options_of_the_algorithm(
     awsgd: Command, algorithm: str, option: str
@@ -159,6 +165,7 @@ def test_version(awsgd: Command) -> None:
         ["--help"],
         ["compare", "--help"],
         ["train", "--algo", "ppo", "--help"],
+        ["train", "--algo", "prioritized-dqn", "--help"],
         ["evaluate", "--help"],
         ["bench", "--help"],
         ["report", "--help"],

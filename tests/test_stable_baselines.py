@@ -16,13 +16,21 @@ from safetensors.torch import save_file
 import awsgd_rl  # noqa: F401 (registers the environments)
 from awsgd_rl.agents import load_agent
 from awsgd_rl.agents.stable_baselines import HISTORY, StableBaselines
-from awsgd_rl.agents.stable_baselines_configs import CONFIGS, A2CConfig, DQNConfig, PPOConfig
+from awsgd_rl.agents.stable_baselines_configs import (
+    A2CConfig,
+    DQNConfig,
+    PPOConfig,
+    PrioritizedDQNConfig,
+    SACConfig,
+    TD3Config,
+)
 
 GRID = "awsgd_rl/TrapGridworld-v0"
 SMALL: dict[str, dict[str, Any]] = {
     "a2c": {},
     "ppo": {"n_steps": 64, "batch_size": 32, "n_epochs": 2},
     "dqn": {"buffer_size": 1000, "learning_starts": 20},
+    "prioritized-dqn": {"buffer_size": 1000, "learning_starts": 20},
 }
 
 
@@ -44,7 +52,7 @@ def make(algorithm: str, env: Any = None, **arguments: Any) -> StableBaselines:
     return StableBaselines(algorithm, "MlpPolicy", env or grid(), device="cpu", **options)
 
 
-@pytest.mark.parametrize("algorithm", CONFIGS)
+@pytest.mark.parametrize("algorithm", SMALL)
 def test_learns_for_a_number_of_episodes(algorithm: str, tmp_path: Path) -> None:
     agent = make(algorithm, seed=1, log_dir=tmp_path, tensorboard_log=tmp_path)
     assert not any(tmp_path.iterdir())
@@ -68,7 +76,7 @@ def test_learns_for_a_number_of_episodes(algorithm: str, tmp_path: Path) -> None
     assert list(tmp_path.glob(f"{algorithm}_1/events.out.tfevents.*"))
 
 
-@pytest.mark.parametrize("algorithm", CONFIGS)
+@pytest.mark.parametrize("algorithm", SMALL)
 def test_learns_for_a_number_of_steps_and_goes_on(algorithm: str) -> None:
     agent = make(algorithm).learn(total_timesteps=100)
     first = agent.num_timesteps
@@ -77,7 +85,7 @@ def test_learns_for_a_number_of_steps_and_goes_on(algorithm: str) -> None:
     assert first + 64 <= agent.num_timesteps < first + 128
 
 
-@pytest.mark.parametrize("algorithm", CONFIGS)
+@pytest.mark.parametrize("algorithm", SMALL)
 def test_the_callback_can_stop(algorithm: str) -> None:
     agent = make(algorithm).learn(total_timesteps=10_000, callback=lambda a: a.num_episodes < 5)
     assert 5 <= agent.num_episodes < 100
@@ -90,7 +98,7 @@ def test_same_seed_same_parameters() -> None:
     assert not all(first[name].equal(other[name]) for name in first)
 
 
-@pytest.mark.parametrize("algorithm", CONFIGS)
+@pytest.mark.parametrize("algorithm", SMALL)
 def test_save_and_load(algorithm: str, tmp_path: Path) -> None:
     agent = make(algorithm, seed=5).learn(total_timesteps=64)
     agent.save(tmp_path / "agent")
@@ -161,6 +169,7 @@ class BoxActions(gym.Env[Any, Any]):
         ({"learningrate": 0.1}, "did you mean 'learning_rate'"),
         ({"env": TupleObservations()}, "observation space is Tuple"),
         ({"env": BoxActions(), "algorithm": "dqn"}, "expected Discrete for dqn"),
+        ({"algorithm": "prioritized-sac"}, "expected Box for prioritized-sac"),
         ({"env": gym.make_vec("CartPole-v1", 2)}, "expected one Gymnasium environment"),
     ],
 )
@@ -185,6 +194,16 @@ def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
         (DQNConfig, {"buffer_size": 1.5}),
         (DQNConfig, {"learning_starts": -1}),
         (DQNConfig, {"exploration_final_eps": 2}),
+        (SACConfig, {"ent_coef": "much"}),
+        (SACConfig, {"ent_coef": "-0.1"}),
+        (SACConfig, {"ent_coef": "auto_0"}),
+        (SACConfig, {"tau": 1.5}),
+        (TD3Config, {"action_noise": -0.1}),
+        (PrioritizedDQNConfig, {"proposal": "prioritised"}),
+        (PrioritizedDQNConfig, {"normaliser": None}),
+        (PrioritizedDQNConfig, {"alpha": -1.0}),
+        (PrioritizedDQNConfig, {"beta": 1.1}),
+        (PrioritizedDQNConfig, {"double_q": 1}),
     ],
 )
 def test_bad_settings(config: Any, options: dict[str, Any]) -> None:

@@ -1,4 +1,5 @@
 import math
+from typing import Literal
 
 import pytest
 import torch
@@ -140,6 +141,18 @@ class TestReplayWeights:
 
     def test_no_correction_is_one(self) -> None:
         assert (annealed_weights(self.LOG_Q, 4, 0.0, None) == 1.0).all()
+
+    @pytest.mark.parametrize("normaliser", ["max", "mean", None])
+    @pytest.mark.parametrize("beta", [0.0, 0.4, 1.0])
+    def test_the_kernel_computes_what_the_tensors_do(
+        self, beta: float, normaliser: Literal["max", "mean"] | None
+    ) -> None:
+        """A row goes by tensors, a vector by the kernel; strides and NaN too."""
+        bad = torch.tensor([0.5, math.nan, 0.25], dtype=torch.float64).log()
+        for log_q in (self.LOG_Q, self.LOG_Q.repeat(2)[::2], bad, self.LOG_Q.float()):
+            by_tensors = annealed_weights(log_q[None], 4, beta, normaliser)[0]
+            by_kernel = annealed_weights(log_q, 4, beta, normaliser)
+            torch.testing.assert_close(by_kernel, by_tensors, equal_nan=True)
 
     def test_normalisers(self) -> None:
         raw = (4 * self.LOG_Q.exp()).pow(-0.4)

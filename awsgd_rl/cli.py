@@ -35,19 +35,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments; those of the process when None.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(_help())
-        return DONE
-    if arguments[0] == "--version":
-        print(f"{PROGRAM} {__version__}")
-        return DONE
     with _one_line_warnings():
-        return _run(arguments[0], arguments[1:])
+        return _run(*(arguments[:1] or ["--help"]), arguments[1:])
 
 
 def _run(name: str, arguments: list[str]) -> int:
     program = PROGRAM
     try:
+        if name in ("-h", "--help", "help", "--version"):
+            print(f"{PROGRAM} {__version__}" if name == "--version" else _help(), flush=True)
+            return DONE
         try:
             require_name("command", name, COMMANDS)
         except ValueError as error:

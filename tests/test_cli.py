@@ -403,6 +403,18 @@ def test_a_file_in_the_way(awsgd: Command, tmp_path: Path) -> None:
     assert tree(tmp_path) == {"file": b"mine"}
 
 
+@pytest.mark.parametrize("argv", [["--help"], ["list"]])
+def test_a_reader_that_has_gone_is_no_error_to_show(argv: list[str]) -> None:
+    """As in `awsgd-rl list | head -1`."""
+    command = [sys.executable, "-m", "awsgd_rl.cli", *argv]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.close()
+    _, errors = process.communicate(timeout=60)
+    assert errors == b""
+    assert process.returncode == 1
+
+
 def test_a_run_that_fails_is_one_line(awsgd: Command) -> None:
     argv = ["train", "--algo", "a2c", "--env", "test/Walk-v0", "--out", "run"]
     run = awsgd(*argv)

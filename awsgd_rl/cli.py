@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     with _one_line_warnings():
-        return _run(*(arguments[:1] or ["--help"]), arguments[1:])
+        return _run(arguments[0] if arguments else "--help", arguments[1:])
 
 
 def _run(name: str, arguments: list[str]) -> int:

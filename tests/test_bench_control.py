@@ -63,7 +63,7 @@ def test_every_agent_gets_the_same_steps_and_seeds(ran: list[Task]) -> None:
                 assert summary[f"{full}_low"] < summary[full] < summary[f"{full}_high"]
         assert summary[f"{env_id}.return_difference"] == pytest.approx(50.0)
         assert summary[f"{env_id}.return_difference_ppo"] == pytest.approx(-100.0)
-        assert summary[f"{env_id}.return_difference_equal_updates"] == pytest.approx(-20.0)
+        assert summary[f"{env_id}.return_difference_several_updates"] == pytest.approx(-20.0)
         assert summary[f"{env_id}.return_difference_low"] < 50
 
 

@@ -74,11 +74,14 @@ def run_tasks(
         with _interrupts_ignored():
             futures = {executor.submit(_run_there, function, task): task for task in tasks}
         pending = set(futures)
-        while pending:
-            done, pending = wait(pending, _POLL_SECONDS, FIRST_COMPLETED)
-            deliver()
-            for future in done:
-                on_result(_result(future, futures[future]))
+        with _interrupts_held() as interrupted:
+            while pending:
+                done, pending = wait(pending, _POLL_SECONDS, FIRST_COMPLETED)
+                deliver()
+                for future in done:
+                    on_result(_result(future, futures[future]))
+                if interrupted.is_set():
+                    raise KeyboardInterrupt
         return [future.result() for future in futures]
     except BaseException:
         stop_writer.close()  # the workers see the end of the pipe, and leave what they are at
@@ -174,3 +177,22 @@ def _interrupts_ignored() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[threading.Event]:
+    """Let Ctrl-C set an event in here, in place of an exception wherever the program happens to be.
+
+    Raised inside `concurrent.futures.wait` it can leave the lock of a future taken for ever, and
+    the executor then never ends.
+    """
+    event = threading.Event()
+    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if not usual or threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    signal.signal(signal.SIGINT, lambda *_: event.set())
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)

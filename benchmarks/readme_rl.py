@@ -166,6 +166,28 @@ def _anatomy(root: Path) -> str:
     return markdown_table(["after trials", *(f"{n:,}" for n in trials)], rows)
 
 
+def _control(root: Path) -> str:
+    from awsgd_rl.benchmarks.control import ALGORITHMS as AGENTS
+    from awsgd_rl.benchmarks.control import STEPS
+
+    summary = read_results(root, "control")["summary"]
+    rows = [
+        [
+            env_id,
+            title,
+            *(
+                with_interval(summary, f"{env_id}.{algorithm}.{name}", 0)
+                for name in ("return_mean", "return_final")
+            ),
+            f"{summary[f'{env_id}.{algorithm}.seconds_mean']:.0f}",
+        ]
+        for env_id in STEPS
+        for algorithm, title in AGENTS.items()
+        if f"{env_id}.{algorithm}.return_mean" in summary
+    ]
+    return markdown_table(["task", "agent", "return, all training", "at the end", "s"], rows)
+
+
 TABLES: Final[dict[str, Callable[[Path], str]]] = {
     "ratios-strong": lambda root: _ratios(root, "strong"),
     "ratios-paper": lambda root: _ratios(root, "paper"),
@@ -180,4 +202,5 @@ TABLES: Final[dict[str, Callable[[Path], str]]] = {
     "evaluation": _evaluation,
     "frozen-variance": _frozen,
     "anatomy": _anatomy,
+    "control": _control,
 }

@@ -108,9 +108,12 @@ def test_workers_end_with_their_parent(tmp_path, how):
     (tmp_path / "functions_of_workers.py").write_text(MODULE)
     script = tmp_path / "main.py"
     script.write_text(
+        "import signal\n"
         "from functions_of_workers import sleep\n"
         "from awsgd_rl.benchmarks.workers import run_tasks\n"
         "if __name__ == '__main__':\n"
+        # A shell's background job, as the tests may be, hands down that Ctrl-C is ignored.
+        "    signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "    show = lambda process: print(process, flush=True)\n"
         "    run_tasks(sleep, [1, 2, 3], jobs=2, on_message=show)\n"
     )

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from awsgd_rl.agents import AWSGD, engine, tables
 from awsgd_rl.agents import critic as critic_module
 from awsgd_rl.agents.exploration import mixture_weights
-from awsgd_rl.benchmarks.workers import Progress, Send, available_cores, one_thread, run_tasks
+from awsgd_rl.benchmarks.workers import Progress, Send, one_thread, run_tasks
 from awsgd_rl.exact import TabularMDP
 from awsgd_rl.statistics import Band, mean_band
 from awsgd_rl.validation import require_integer
@@ -102,7 +102,6 @@ def run(
         with the trials that the agent had learned from: `variance_ratio_400`, `bias_400` and so on.
     """
     maps = (2 if quick else MAPS) if maps is None else require_integer("maps", maps)
-    jobs = available_cores() if jobs is None else require_integer("jobs", jobs)
     measure = MEASURE // 5 if quick else MEASURE
     tasks = [Task(seed + m, TRIALS, measure) for m in range(maps)]
     done = count(1)

@@ -57,7 +57,7 @@ from awsgd_rl.benchmarks.class_bias_runs import (
 )
 from awsgd_rl.benchmarks.data import flights_installed
 from awsgd_rl.benchmarks.summary import add_interval_if_known, geometric_mean_interval
-from awsgd_rl.benchmarks.workers import Progress, Send, available_cores, one_thread, run_tasks
+from awsgd_rl.benchmarks.workers import Progress, Send, one_thread, run_tasks
 from awsgd_rl.statistics import bootstrap_interval, mean_interval
 from awsgd_rl.validation import require_integer
 
@@ -106,7 +106,7 @@ def run(
     results = run_tasks(
         measure,
         tasks,
-        jobs=available_cores() if jobs is None else require_integer("jobs", jobs),
+        jobs=jobs,
         on_result=lambda rows: progress(
             next(done) / (len(tasks) + 1), f"{rows[0]['data']}, seed {rows[0]['seed']}"
         ),

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from awsgd_rl.benchmarks.summary import add_interval
 from awsgd_rl.benchmarks.trial import ALGORITHMS, BINS, Task, Trial, run_task
-from awsgd_rl.benchmarks.workers import available_cores, run_tasks
+from awsgd_rl.benchmarks.workers import run_tasks
 from awsgd_rl.statistics import Band, mean_band, mean_interval, ratio_interval
 from awsgd_rl.validation import require_integer, require_name
 
@@ -281,8 +281,7 @@ def compare(
         on_message((name, config.budget, float(trial.curve[-1])))
         on_trial(trial)
 
-    jobs = available_cores() if config.jobs is None else config.jobs
-    run_tasks(run_task, tasks, jobs=jobs, on_message=on_message, on_result=on_result)
+    run_tasks(run_task, tasks, jobs=config.jobs, on_message=on_message, on_result=on_result)
     return Comparison(config, tuple(done[label, map_] for label in config.algos for map_ in maps))
 
 

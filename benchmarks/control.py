@@ -22,7 +22,7 @@ import numpy as np
 from awsgd_rl.benchmarks.iqm import iqm_interval
 from awsgd_rl.benchmarks.summary import add_interval
 from awsgd_rl.benchmarks.trial import BINS, binned
-from awsgd_rl.benchmarks.workers import Progress, Send, available_cores, one_thread, run_tasks
+from awsgd_rl.benchmarks.workers import Progress, Send, one_thread, run_tasks
 from awsgd_rl.statistics import Band, bootstrap_interval, mean_band, mean_interval
 from awsgd_rl.validation import require_name
 
@@ -125,7 +125,7 @@ def run(
     rows = run_tasks(
         train,
         tasks,
-        jobs=available_cores() if jobs is None else jobs,
+        jobs=jobs,
         on_result=lambda row: progress(
             next(done) / len(tasks), f"{row['algorithm']}: return {row['return_final']:.0f}"
         ),

@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from awsgd_rl.benchmarks.workers import Progress, Send, available_cores, one_thread, run_tasks
+from awsgd_rl.benchmarks.workers import Progress, Send, one_thread, run_tasks
 from awsgd_rl.statistics import mean_interval, proportion_interval
 
 LEVELS: Final = {"1e2": 1e-2, "1e3": 1e-3, "1e4": 1e-4}
@@ -76,7 +76,7 @@ def run(
     results = run_tasks(
         evaluate,
         tasks,
-        jobs=available_cores() if jobs is None else jobs,
+        jobs=jobs,
         on_result=lambda rows: progress(
             next(done) / len(tasks),
             f"{rows[0]['kind']} on map {rows[0]['map']}: {rows[0]['episode_ratio']:.1f} times "

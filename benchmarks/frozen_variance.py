@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from awsgd_rl.benchmarks.workers import Progress, Send, available_cores, one_thread, run_tasks
+from awsgd_rl.benchmarks.workers import Progress, Send, one_thread, run_tasks
 from awsgd_rl.statistics import Band, bootstrap_interval, mean_band
 from awsgd_rl.validation import require_integer
 
@@ -86,7 +86,6 @@ def run(
         intervals over maps: `variance_ratio_geomean` and so on, and the same with slips.
     """
     maps = (2 if quick else MAPS) if maps is None else require_integer("maps", maps)
-    jobs = available_cores() if jobs is None else require_integer("jobs", jobs)
     measure = MEASURE // 5 if quick else MEASURE
     tasks = [Task(seed + m, slip, TRIALS, measure) for slip in SLIPS.values() for m in range(maps)]
     done = count(1)

@@ -48,7 +48,7 @@ from awsgd_rl.benchmarks.hashing_problems import (
     second_moment,
 )
 from awsgd_rl.benchmarks.summary import add_interval
-from awsgd_rl.benchmarks.workers import Progress, Send, available_cores, one_thread, run_tasks
+from awsgd_rl.benchmarks.workers import Progress, Send, one_thread, run_tasks
 from awsgd_rl.hash_theory import (
     class_bound,
     collision_probability,
@@ -116,7 +116,6 @@ def run(
         over seeds.
     """
     number = (2 if quick else SEEDS) if seeds is None else require_integer("seeds", seeds)
-    jobs = available_cores() if jobs is None else require_integer("jobs", jobs)
     heavy = "student" if quick or not flights_installed() else "flights"
     n = 5_000 if quick else 100_000
     sizes = SIZES[:2] if quick else SIZES

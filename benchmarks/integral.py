@@ -32,7 +32,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from awsgd_rl.benchmarks.workers import Progress, Send, available_cores, one_thread, run_tasks
+from awsgd_rl.benchmarks.workers import Progress, Send, one_thread, run_tasks
 from awsgd_rl.statistics import Band, bootstrap_interval, mean_band
 from awsgd_rl.validation import require_integer
 
@@ -86,7 +86,6 @@ def run(
         and `break_even_microseconds`.
     """
     matrices = (3 if quick else MATRICES) if seeds is None else require_integer("seeds", seeds)
-    jobs = available_cores() if jobs is None else require_integer("jobs", jobs)
     repeats = 5 if quick else REPEATS
     tasks = [Task(seed + m, kind, repeats) for kind in KINDS for m in range(matrices)]
     done = count(1)

@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from awsgd_rl.benchmarks.multiple_is_problems import make_problem
 from awsgd_rl.benchmarks.multiple_is_training import METHODS, Setting, Training, gradient_errors
 from awsgd_rl.benchmarks.summary import add_interval, geometric_mean_band, geometric_mean_interval
-from awsgd_rl.benchmarks.workers import Progress, Send, available_cores, one_thread, run_tasks
+from awsgd_rl.benchmarks.workers import Progress, Send, one_thread, run_tasks
 from awsgd_rl.validation import require_integer
 
 TASKS: Final = {
@@ -105,7 +105,6 @@ def run(
         excess over the best.
     """
     number = (2 if quick else SEEDS) if seeds is None else require_integer("seeds", seeds)
-    jobs = available_cores() if jobs is None else require_integer("jobs", jobs)
     tasks = [Task(name, seed + s, quick, data) for s in range(number) for name in TASKS]
     done = count(1)
     results = run_tasks(

@@ -37,7 +37,7 @@ from awsgd_rl.benchmarks.optimal_sampling_training import (
     choose_images,
 )
 from awsgd_rl.benchmarks.summary import add_interval
-from awsgd_rl.benchmarks.workers import Progress, Send, available_cores, one_thread, run_tasks
+from awsgd_rl.benchmarks.workers import Progress, Send, one_thread, run_tasks
 from awsgd_rl.statistics import Interval, bootstrap_interval, mean_interval
 from awsgd_rl.validation import require_integer
 
@@ -91,7 +91,6 @@ def run(
         divergence.
     """
     number = (2 if quick else SEEDS) if seeds is None else require_integer("seeds", seeds)
-    jobs = available_cores() if jobs is None else require_integer("jobs", jobs)
     tasks = [Task(seed + s, STEPS // 6 if quick else STEPS, quick, data) for s in range(number)]
     done = count(1)
     results = run_tasks(

@@ -27,7 +27,7 @@ from numpy.typing import ArrayLike
 from awsgd_rl.benchmarks.iqm import iqm_interval
 from awsgd_rl.benchmarks.summary import add_interval_if_known
 from awsgd_rl.benchmarks.trial import BINS, binned
-from awsgd_rl.benchmarks.workers import Progress, Send, available_cores, one_thread, run_tasks
+from awsgd_rl.benchmarks.workers import Progress, Send, one_thread, run_tasks
 from awsgd_rl.statistics import Band, bootstrap_interval
 from awsgd_rl.validation import require_integer, require_name
 
@@ -172,7 +172,7 @@ def run(
     rows = run_tasks(
         train,
         tasks,
-        jobs=available_cores() if jobs is None else require_integer("jobs", jobs),
+        jobs=jobs,
         on_result=lambda row: progress(
             next(done) / len(tasks),
             f"{row['algorithm']}, {row['env']}: {row['return_mean']:.4g} in {row['seconds']:.0f} s",

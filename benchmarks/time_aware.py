@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 
 from awsgd_rl.benchmarks.crossing import first_reached
 from awsgd_rl.benchmarks.summary import add_geometric_mean, geometric_mean_band
-from awsgd_rl.benchmarks.workers import Progress, Send, available_cores, one_thread, run_tasks
+from awsgd_rl.benchmarks.workers import Progress, Send, one_thread, run_tasks
 from awsgd_rl.validation import require_integer
 
 Singles = NDArray[np.float32]
@@ -104,7 +104,7 @@ def run(
     results = run_tasks(
         measure,
         tasks,
-        jobs=available_cores() if jobs is None else require_integer("jobs", jobs),
+        jobs=jobs,
         on_result=lambda rows: progress(next(done) / len(tasks), f"seed {rows[0]['seed']}"),
     )
     rows = [row for result in results for row in result]

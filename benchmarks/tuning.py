@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from awsgd_rl.benchmarks.trial import ALGORITHMS
-from awsgd_rl.benchmarks.workers import Progress, Send, available_cores, run_tasks
+from awsgd_rl.benchmarks.workers import Progress, Send, run_tasks
 from awsgd_rl.statistics import mean_interval
 
 FIRST_MAP, MAPS, EPISODES = 1000, 10, 20_000
@@ -75,7 +75,6 @@ def run(
         run_tasks(
             success_of,
             tasks,
-            jobs=available_cores(),
             on_result=lambda success: progress(next(done) / len(tasks), f"success {success:.3f}"),
         )
     ).reshape(-1, maps)

@@ -29,7 +29,7 @@ from awsgd_rl.benchmarks.summary import (
     geometric_mean_interval,
 )
 from awsgd_rl.benchmarks.two_stage_training import METHODS, Images, Training
-from awsgd_rl.benchmarks.workers import Progress, Send, available_cores, one_thread, run_tasks
+from awsgd_rl.benchmarks.workers import Progress, Send, one_thread, run_tasks
 from awsgd_rl.statistics import mean_interval
 from awsgd_rl.validation import require_integer
 
@@ -81,7 +81,6 @@ def run(
         uniform ones, did not come to the target: there a speed-up is the ratio of the whole times.
     """
     number = (2 if quick else SEEDS) if seeds is None else require_integer("seeds", seeds)
-    jobs = available_cores() if jobs is None else require_integer("jobs", jobs)
     tasks = [Task(seed + s, STEPS // 10 if quick else STEPS, quick, data) for s in range(number)]
     done = count(1)
     results = run_tasks(

@@ -17,6 +17,8 @@ from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for_any
 from typing import Any, TypeVar
 
+from awsgd_rl.validation import require_integer
+
 __all__ = ["Progress", "Send", "TaskError", "available_cores", "one_thread", "run_tasks"]
 
 Task = TypeVar("Task")
@@ -37,7 +39,7 @@ def run_tasks(
     function: Callable[[Task, Send], Result],
     tasks: Sequence[Task],
     *,
-    jobs: int,
+    jobs: int | None = None,
     on_message: Send = lambda message: None,
     on_result: Callable[[Result], None] = lambda result: None,
 ) -> list[Result]:
@@ -46,7 +48,7 @@ def run_tasks(
     Args:
         function: a function of a module (it is pickled), whose result depends on the task alone.
         tasks: [N] what can be pickled; `str(task)` names a task in errors.
-        jobs: number of processes; with 1 all is done in this one.
+        jobs: number of processes, None for one a core; with 1 all is done in this one.
         on_message: called here with whatever a task sends while it runs.
         on_result: called here with each result, in the order in which tasks end.
 
@@ -54,9 +56,11 @@ def run_tasks(
         [N] results in the order of the tasks.
 
     Raises:
+        ValueError: jobs is below 1, or no integer.
         TaskError: a task raised an exception, or its process died. The other tasks are stopped.
         KeyboardInterrupt: Ctrl-C, after all workers have ended.
     """
+    jobs = available_cores() if jobs is None else require_integer("jobs", jobs)
     if jobs == 1 or len(tasks) < 2:
         return [_run_here(function, task, on_message, on_result) for task in tasks]
     context = multiprocessing.get_context("spawn")

@@ -120,43 +120,10 @@ class DQNConfig:
 
 
 @dataclass(frozen=True)
-class SACConfig:
-    """Soft actor-critic (Haarnoja et al. 2018), Stable-Baselines3's defaults."""
+class ActorCriticReplayConfig:
+    """What SAC and TD3 have in common, with Stable-Baselines3's defaults."""
 
     learning_rate: float = 3e-4
-    """Step size of Adam."""
-    buffer_size: int = 1_000_000
-    """Transitions that the replay memory holds."""
-    learning_starts: int = 100
-    """Environment steps before the first update."""
-    batch_size: int = 256
-    """Transitions in one update."""
-    tau: float = 0.005
-    """How far the target network moves in one update, in (0, 1]."""
-    gamma: float = 0.99
-    """Discount in [0, 1]."""
-    train_freq: int = 1
-    """Environment steps between two rounds of updates."""
-    gradient_steps: int = 1
-    """Updates in one round."""
-    n_steps: int = 1
-    """Steps of a return."""
-    ent_coef: str = "auto"
-    """Weight of the entropy: a number, or auto (learned), or auto_0.1 (learned from 0.1 on)."""
-    n_envs: int = 1
-    """Environments that step side by side; `train_freq` is of each of them."""
-    reward_scale: float = 1.0
-    """Rewards are multiplied by this for learning; returns are reported without."""
-
-    def __post_init__(self) -> None:
-        _check(self)
-
-
-@dataclass(frozen=True)
-class TD3Config:
-    """Twin delayed policy gradient (Fujimoto et al. 2018), Stable-Baselines3's defaults."""
-
-    learning_rate: float = 1e-3
     """Step size of Adam."""
     buffer_size: int = 1_000_000
     """Transitions that the replay memory holds."""
@@ -174,6 +141,29 @@ class TD3Config:
     """Updates in one round."""
     n_steps: int = 1
     """Steps of a return."""
+    n_envs: int = 1
+    """Environments that step side by side; `train_freq` is of each of them."""
+    reward_scale: float = 1.0
+    """Rewards are multiplied by this for learning; returns are reported without."""
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+
+@dataclass(frozen=True)
+class SACConfig(ActorCriticReplayConfig):
+    """Soft actor-critic (Haarnoja et al. 2018), Stable-Baselines3's defaults."""
+
+    ent_coef: str = "auto"
+    """Weight of the entropy: a number, or auto (learned), or auto_0.1 (learned from 0.1 on)."""
+
+
+@dataclass(frozen=True)
+class TD3Config(ActorCriticReplayConfig):
+    """Twin delayed policy gradient (Fujimoto et al. 2018), Stable-Baselines3's defaults."""
+
+    learning_rate: float = 1e-3
+    """Step size of Adam."""
     action_noise: float = 0.1
     """Standard deviation of the noise on actions, which are between -1 and 1 here. 0.1 is the
     paper's; Stable-Baselines3 has none unless it is passed."""
@@ -183,13 +173,6 @@ class TD3Config:
     """Standard deviation of the noise on the target policy's actions."""
     target_noise_clip: float = 0.5
     """Largest noise on the target policy's actions."""
-    n_envs: int = 1
-    """Environments that step side by side; `train_freq` is of each of them."""
-    reward_scale: float = 1.0
-    """Rewards are multiplied by this for learning; returns are reported without."""
-
-    def __post_init__(self) -> None:
-        _check(self)
 
 
 @dataclass(frozen=True)
@@ -229,7 +212,7 @@ class PrioritizedTD3Config(PrioritizedReplayConfig, TD3Config):
     """TD3 with prioritized replay."""
 
 
-Config = A2CConfig | PPOConfig | DQNConfig | SACConfig | TD3Config
+Config = A2CConfig | PPOConfig | DQNConfig | ActorCriticReplayConfig
 CONFIGS: Final[dict[str, type[Config]]] = {
     "a2c": A2CConfig,
     "ppo": PPOConfig,

@@ -55,6 +55,7 @@ from awsgd_rl.benchmarks.class_bias_runs import (
     mean_curve,
     measure_run,
 )
+from awsgd_rl.benchmarks.crossing import first_reached
 from awsgd_rl.benchmarks.data import flights_installed
 from awsgd_rl.benchmarks.summary import add_interval_if_known, geometric_mean_interval
 from awsgd_rl.benchmarks.workers import Progress, Send, one_thread, run_tasks
@@ -201,13 +202,7 @@ def epochs_to(at: Floats, curve: Floats, target: float) -> float:
     Returns:
         Epochs; infinite where it does not.
     """
-    above = np.flatnonzero(curve >= target)
-    if len(above) == 0:
-        return np.inf
-    k = int(above[0])
-    if k == 0:
-        return float(at[0])
-    return float(np.interp(target, curve[k - 1 : k + 1], at[k - 1 : k + 1]))
+    return float(first_reached(at, -curve, -target))
 
 
 def _mean_of(rows: Sequence[Mapping[str, Any]], method: str, name: str) -> float:

@@ -26,8 +26,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from awsgd_rl.benchmarks.summary import exp_mean, geometric_mean_band
 from awsgd_rl.benchmarks.workers import Progress, Send, one_thread, run_tasks
-from awsgd_rl.statistics import Band, bootstrap_interval, mean_band
+from awsgd_rl.statistics import bootstrap_interval
 from awsgd_rl.validation import require_integer
 
 SIZE, TRAPS = 15, 9
@@ -104,7 +105,7 @@ def run(
             own = [stages for stages in results if stages[0]["slip"] == slip]
             logs = np.log([[row[column] for row in stages] for stages in own])
             interval = bootstrap_interval(
-                _geometric_mean, logs.mean(axis=1), rng=np.random.default_rng(seed)
+                exp_mean, logs.mean(axis=1), rng=np.random.default_rng(seed)
             )
             summary[f"{prefix}{name}_geomean"] = interval.estimate
             if maps > 1:
@@ -290,8 +291,8 @@ def write_figures(
     trials = sorted({row["trials"] for row in own})
     curves = {}
     for column, label in labels.items():
-        logs = np.log([[r[column] for r in own if r["trials"] == t] for t in trials]).T
-        curves[label] = Band(*(np.exp(part) for part in mean_band(logs)))
+        values = np.transpose([[r[column] for r in own if r["trials"] == t] for t in trials])
+        curves[label] = geometric_mean_band(values)
     maps = len({row["map"] for row in own})
     figure = plots.ratio_curves(
         trials,
@@ -302,7 +303,3 @@ def write_figures(
         ylabel="on-policy variance / mixture's, log scale",
     )
     return plots.save_figure(figure, folder, "variance-ratio")
-
-
-def _geometric_mean(logs: Floats, axis: int = -1) -> Any:
-    return np.exp(np.mean(logs, axis=axis))

@@ -32,8 +32,9 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from awsgd_rl.benchmarks.summary import exp_mean, geometric_mean_band
 from awsgd_rl.benchmarks.workers import Progress, Send, one_thread, run_tasks
-from awsgd_rl.statistics import Band, bootstrap_interval, mean_band
+from awsgd_rl.statistics import bootstrap_interval
 from awsgd_rl.validation import require_integer
 
 SIZE, RANK, BLOCK, FACTOR = 100, 10, 20, 100.0
@@ -247,8 +248,7 @@ def write_figures(
         for name, label in labels.items():
             # After all entries nothing is left to chance without replacement.
             keep = slice(None, -1) if name == "without" else slice(None)
-            logs = np.log([curves[name][keep] for curves in own])
-            band = Band(*(np.exp(part) for part in mean_band(logs)))
+            band = geometric_mean_band([curves[name][keep] for curves in own])
             panel[label] = Curve(at[keep], band)
             floor = min(floor, float(band.estimate.min()))
     figure = curve_panels(
@@ -267,11 +267,7 @@ def _add(summary: dict[str, float], name: str, ratios: Sequence[float], seed: in
     if not np.isfinite(logs).all():
         summary[name] = math.inf
         return
-    interval = bootstrap_interval(_geometric_mean, logs, rng=np.random.default_rng(seed))
+    interval = bootstrap_interval(exp_mean, logs, rng=np.random.default_rng(seed))
     summary[name] = interval.estimate
     if len(ratios) > 1:
         summary[f"{name}_low"], summary[f"{name}_high"] = interval.low, interval.high
-
-
-def _geometric_mean(logs: Floats, axis: int = -1) -> Any:
-    return np.exp(np.mean(logs, axis=axis))

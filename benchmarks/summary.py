@@ -1,7 +1,7 @@
 """What the summaries and figures of the benches have in common."""
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from awsgd_rl.statistics import Band, Interval, mean_band, mean_interval
 
@@ -27,6 +27,12 @@ def add_geometric_mean(summary: dict[str, float], name: str, ratios: ArrayLike) 
         add_interval_if_known(summary, name, geometric_mean_interval(values))
     else:
         summary[name] = 0.0
+
+
+def exp_mean(logs: NDArray[np.float64], axis: int = -1) -> NDArray[np.float64]:
+    """The geometric mean of numbers with these logarithms, as `bootstrap_interval` calls it."""
+    mean: NDArray[np.float64] = np.exp(np.mean(logs, axis=axis))
+    return mean
 
 
 def geometric_mean_interval(samples: ArrayLike) -> Interval:

@@ -1,6 +1,7 @@
 """Priorities of a ring's slots as a proposal: q ∝ priority^α, mixed with uniform draws."""
 
-from typing import final
+from collections.abc import Callable
+from typing import Self, final
 
 import numpy as np
 import torch
@@ -214,6 +215,23 @@ class PriorityProposal(Proposal):
             kernels.raise_maxima(
                 self._tree.nodes.numpy(), tree.starts, self._maxima, np.arange(len(scores))
             )
+
+    def get_extra_state(self) -> dict[str, Tensor]:
+        """What `state_dict` holds: the scores of the filled slots."""
+        return {"scores": self._tree.scores[: self.filled].clone()}
+
+    def set_extra_state(self, state: dict[str, Tensor]) -> None:
+        """Takes over what `get_extra_state` gave."""
+        self.load(state["scores"])
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        before = torch.empty(0, device=self._tree.device)
+        if (after := fn(before).device) != before.device:
+            raise ValueError(
+                f"priorities cannot move from {before.device} to {after} alone, expected to stay "
+                "beside their transitions: make the buffer with device="
+            )
+        return super()._apply(fn, recurse)
 
     def log_prob(self, items: Tensor, *, given: Tensor | None = None) -> Tensor:
         """[B] log probability; there is no τ, so there is no gradient."""

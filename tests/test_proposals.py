@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from awsgd_rl.proposals import (
     TableProposal,
     UniformProposal,
 )
+from awsgd_rl.replay_priorities import PriorityProposal
 
 LABELS = torch.tensor([0, 2, 1, 2, 2, 0])
 OBSERVATION = torch.tensor([0.3, -1.2])
@@ -75,6 +77,13 @@ def filling_table() -> TableProposal:
     return proposal
 
 
+def priorities() -> PriorityProposal:
+    proposal = PriorityProposal(7, alpha=0.6, uniform_share=0.1)
+    proposal.enter(np.arange(5), 5)
+    proposal.set(torch.arange(4), torch.tensor([2.0, 5.0, 0.1, 3.0]))
+    return proposal
+
+
 def mixture_of_policies() -> MixtureProposal:
     return MixtureProposal(
         [PolicyProposal(nn.Linear(2, 4)), PolicyProposal(nn.Linear(2, 4)), UniformProposal(4)],
@@ -94,6 +103,8 @@ class Case:
     cell: float = 1.0
     """What one point of the support stands for: 1, or a length for densities."""
     observation: Tensor | None = None
+    moves: bool = True
+    """Whether it can go to another device."""
 
     def given(self, count: int) -> Tensor | None:
         return None if self.observation is None else self.observation.expand(count, -1)
@@ -129,6 +140,7 @@ CASES = {
     "table": Case(table, torch.arange(5)),
     "table of one": Case(lambda: TableProposal(1), torch.arange(1)),
     "table half full": Case(filling_table, torch.arange(3)),
+    "priorities half full": Case(priorities, torch.arange(5), moves=False),
     "softmax": Case(lambda: with_random_tau(SoftmaxProposal(5)), torch.arange(5)),
     "class": Case(lambda: with_random_tau(ClassProposal(LABELS, 3)), torch.arange(6)),
     "feature softmax": Case(
@@ -229,6 +241,8 @@ class TestConformance:
         for module in proposal.modules():
             if isinstance(module, TableProposal):
                 module.set_scores(torch.tensor([0]), torch.tensor([50.0]))
+            if isinstance(module, PriorityProposal):
+                module.set(torch.tensor([0]), torch.tensor([50.0]))
         assert torch.equal(log_q, before)
 
     def test_weighted_mean_is_unbiased(self, case: Case) -> None:
@@ -273,6 +287,8 @@ class TestConformance:
             if isinstance(module, TableProposal):
                 module.set_scores(torch.tensor([0]), torch.tensor([0.5]))
                 module.fill(1)
+            if isinstance(module, PriorityProposal):
+                module.set(torch.tensor([0]), torch.tensor([0.5]))
         draw(case, other, 1)
         other.load_state_dict(proposal.state_dict())
         assert torch.equal(case.log_prob(other), case.log_prob(proposal))
@@ -288,8 +304,12 @@ class TestConformance:
         for module in twin.modules():
             if isinstance(module, TableProposal) and len(module.scores) > 1:
                 module.set_scores(torch.tensor([0]), torch.tensor([50.0]))
+            if isinstance(module, PriorityProposal):
+                module.set(torch.tensor([0]), torch.tensor([50.0]))
         assert torch.equal(case.log_prob(proposal).detach(), before)
-        moves = any(True for _ in twin.parameters()) or isinstance(twin, TableProposal)
+        moves = any(True for _ in twin.parameters()) or isinstance(
+            twin, TableProposal | PriorityProposal
+        )
         if moves and len(case.support) > 1:
             assert not torch.equal(case.log_prob(twin).detach(), before)
 
@@ -308,6 +328,10 @@ class TestConformance:
 
     def test_a_draw_reads_no_value_back(self, case: Case) -> None:
         """Tensors without data raise wherever a GPU would have to wait; and are not on the CPU."""
+        if not case.moves:
+            with pytest.raises(ValueError, match="make the buffer with device="):
+                case.make().to("meta")
+            return
         given = case.given(5)
         given = None if given is None else given.to("meta")
         drawn = case.make().to("meta").draw(5, given=given)
@@ -317,6 +341,8 @@ class TestConformance:
     @pytest.mark.cuda
     @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
     def test_on_cuda_without_waiting(self, case: Case) -> None:
+        if not case.moves:
+            pytest.skip("see the tests of the replay buffer")
         proposal, count = case.make().to("cuda"), 2000
         given = case.given(count)
         given = None if given is None else given.to("cuda")

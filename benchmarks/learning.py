@@ -8,6 +8,7 @@ how many. They subtract learned values too, so they stand with that regime.
 """
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -28,6 +29,7 @@ from awsgd_rl.benchmarks.summary import add_interval
 from awsgd_rl.benchmarks.trial import ALGORITHMS as TITLES
 from awsgd_rl.benchmarks.trial import BINS, Trial
 from awsgd_rl.benchmarks.workers import Progress
+from awsgd_rl.exact import TabularMDP
 from awsgd_rl.runs import atomic_path, to_json
 from awsgd_rl.statistics import Band, Interval, mean_band, mean_interval
 from awsgd_rl.validation import require_name
@@ -60,6 +62,8 @@ hour on two cores. The last three of "strong" are those where an on-policy agent
 batch never succeeds."""
 
 EPISODES: Final = 20_000
+DISCOUNT: Final = 0.999
+"""Of all agents here."""
 ALGORITHMS: Final = ("awsgd", "uniform-replay", "reinforce", "reinforce-equal")
 STABLE_BASELINES: Final = ("a2c", "ppo")
 STABLE_BASELINES_MAPS: Final = 2
@@ -118,6 +122,7 @@ def run(
         map's own numbers as lists. The summary has `<regime>.<preset>.<name>` with the names of
         `compare`, and for each algorithm `seconds_mean` and the IQM over maps `success_iqm`;
         `<regime>.<algorithm>.success_iqm` is over all presets, with equally many maps of each;
+        `before_learning` has the success of a uniform policy and its return's standard deviation;
         `success_at_equal_steps` is what the policy was after as many environment steps as
         Stable-Baselines3's agents were given, to be compared with their `success_final`.
 
@@ -167,6 +172,9 @@ def run(
                 chosen,
             )
         ]
+        if chosen == "paper":
+            for key, interval in _before_learning(comparisons[0].config).items():
+                add_interval(summary, f"{chosen}.{name}.before_learning.{key}", interval)
         if chosen == "strong":
             taken = int(np.mean([trial.steps for trial in comparisons[0].of("awsgd")]))
             steps = min(taken, QUICK["steps"] if quick else MOST_STEPS[name])
@@ -207,6 +215,20 @@ def run(
         iqm = iqm_interval(table, rng=np.random.default_rng(seed))
         add_interval(summary, f"{name}.{label}.success_iqm", iqm)
     return rows, summary
+
+
+def _before_learning(config: CompareConfig) -> dict[str, Interval]:
+    """Return, exactly, how often a uniform policy succeeds, and its return's standard deviation."""
+    success, spread = [], []
+    for number in range(config.seed, config.seed + config.maps):
+        mdp = TabularMDP.from_gridworld(config.make_env(number).unwrapped)
+        uniform = np.full((mdp.n_states, mdp.n_actions), 1.0 / mdp.n_actions)
+        success.append(mdp.success_probability(uniform))
+        spread.append(math.sqrt(mdp.return_variance(uniform, DISCOUNT)))
+    return {
+        "success": mean_interval(success, bounds=(0, 1)),
+        "return_std": mean_interval(spread, bounds=(0, np.inf)),
+    }
 
 
 class _Kept:

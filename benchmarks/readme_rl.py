@@ -15,6 +15,9 @@ PRESETS: Final = {
     "seed-15": "15×15, 1 trap",
     "seed-50": "50×50, 2 traps",
     "seed-80": "80×80, 4 traps",
+    "50/50": "50×50, 50 traps",
+    "full-50": "50×50, 100 traps",
+    "full-80": "80×80, 256 traps",
 }
 _RATIOS: Final = {
     "failure_ratio": "on-policy, one update",
@@ -53,6 +56,17 @@ def _successes(root: Path, number: str) -> str:
             cells = [with_interval(summary, key) if key in summary else "" for key in keys]
             table.append([title, str(maps[0]), *cells])
     return markdown_table(["map", "maps", *(ALGORITHMS[label].title for label in labels)], table)
+
+
+def _before_learning(root: Path) -> str:
+    summary = read_results(root, "learning-paper")["summary"]
+    rows = []
+    for preset, title in PRESETS.items():
+        key = f"paper.{preset}.before_learning"
+        if f"{key}.success" in summary:
+            cells = [f"{summary[f'{key}.{name}']:.2g}" for name in ("success", "return_std")]
+            rows.append([title, *cells])
+    return markdown_table(["map", "success", "standard deviation of the return"], rows)
 
 
 def _equal_steps(root: Path) -> str:
@@ -190,6 +204,7 @@ def _control(root: Path) -> str:
 
 TABLES: Final[dict[str, Callable[[Path], str]]] = {
     "ratios-strong": lambda root: _ratios(root, "strong"),
+    "before-learning": _before_learning,
     "ratios-paper": lambda root: _ratios(root, "paper"),
     "success-strong": lambda root: _successes(root, "success_mean"),
     "final-strong": lambda root: _successes(root, "success_final"),

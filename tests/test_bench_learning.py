@@ -68,10 +68,10 @@ def test_the_full_bench_runs_every_cell(ran: list[Task], monkeypatch: pytest.Mon
         else:
             assert task.config.maps == few[task.config.regime][preset]
             assert task.config.episodes == 20_000
+            assert task.config.steps is None
     # Two of a thousand uniform episodes reach the goal; all others return very nearly −1000.
     assert 0.001 < summary["paper.15/9.before_learning.success"] < 0.01
     assert 50 < summary["paper.15/9.before_learning.return_std"] < 200
-            assert task.config.steps is None
     for regime in ("strong", "paper"):
         for preset in few[regime]:
             for name in learning.RATIOS:

@@ -1,5 +1,6 @@
 """`awsgd-rl bench NAME`: a figure or table of the README, made again."""
 
+import contextlib
 import importlib
 import inspect
 import shutil
@@ -10,9 +11,11 @@ from typing import Annotated, Any, Final
 
 from tyro.conf import Positional, arg
 
+from awsgd_rl.benchmarks.task_store import TaskStore
 from awsgd_rl.cli_common import RunOptions, UsageError, bad_usage, parse, run_folder
+from awsgd_rl.cli_engine import TRIALS, EngineOptions, going_on
 from awsgd_rl.cli_output import Output, format_number, summary_rows
-from awsgd_rl.runs import describe_cpu, read_config
+from awsgd_rl.runs import RESULTS_FILE, describe_cpu, read_config, to_json
 from awsgd_rl.validation import require_integer, require_name
 
 _MOST_COLUMNS: Final = 8
@@ -23,9 +26,8 @@ class Bench:
     """A bench: a module with `run(quick) -> (rows, summary)`."""
 
     module: str
-    """Imported when the bench runs; `run` may take any of `LIMITS` too, `folder`, where it may keep
-    what is done for `--resume`, and `progress`, which it calls with the share that is done, in
-    [0, 1], and what to say beside it."""
+    """Imported when the bench runs; `run` may take any of `LIMITS` too, and `progress`, which it
+    calls with the share that is done, in [0, 1], and what to say beside it."""
     description: str
     """One line."""
 
@@ -103,6 +105,18 @@ BENCHES: Final = {
         "awsgd_rl.benchmarks.replay_learning",
         "DQN with and without prioritized replay: return over steps and time",
     ),
+    "survive": Bench(
+        "awsgd_rl.benchmarks.survive",
+        "training killed at random moments and gone on with: does it end as if never stopped",
+    ),
+    "soak": Bench(
+        "awsgd_rl.benchmarks.soak",
+        "an hour of training: memory and speed, from beginning to end",
+    ),
+    "scaling": Bench(
+        "awsgd_rl.benchmarks.scaling",
+        "trials and rollouts on several workers: speed-up, bytes sent, where it saturates",
+    ),
 }
 
 LIMITS: Final = ("data", "seed", "preset", "regime", "maps", "env", "seeds", "jobs")
@@ -117,7 +131,11 @@ examples:
   awsgd-rl bench env-speed --quick       under a minute: the same code, fewer repeats
   awsgd-rl bench env-speed --out speed
   awsgd-rl bench learning --preset 50/25 --regime strong --maps 4
-  awsgd-rl bench learning --out learning --resume     go on after Ctrl-C
+  awsgd-rl bench learning --out learning --resume     go on after Ctrl-C, or anything worse
+  awsgd-rl bench control --engine ray --address auto  on a Ray cluster
+
+Trials that were finished are kept for --resume, and only the others are run. Benches that measure
+times of single operations (env-speed, overhead, replay) keep nothing, and are run again as a whole.
 """
 
 
@@ -149,36 +167,70 @@ class BenchOptions:
     """Go on with the interrupted bench that --out holds, with its settings."""
 
 
+_ANY_NUMBER: Final = ("jobs",)
+"""Options that change no result: they may be others when a bench goes on."""
+
+
 def main(argv: Sequence[str]) -> None:
     """Run the command."""
     asked: BenchOptions
+    engine: EngineOptions
     options: RunOptions
-    asked, options = parse("bench", argv, DESCRIPTION, BenchOptions, RunOptions)
+    asked, engine, options = parse(
+        "bench", argv, DESCRIPTION, BenchOptions, EngineOptions, RunOptions
+    )
     with bad_usage():
         require_name("bench", asked.name, BENCHES)
         module = importlib.import_module(BENCHES[asked.name].module)
-        arguments = _arguments(asked, module.run)
+        arguments = {"quick": asked.quick, **_arguments(asked, module.run)}
     out = Output(quiet=options.quiet)
-    with run_folder(options, "bench", f"bench {asked.name}", resume=asked.resume) as start:
-        arguments = {"quick": asked.quick, **arguments}
-        if asked.resume:
-            if "folder" not in inspect.signature(module.run).parameters:
-                raise UsageError(f"bench {asked.name} keeps nothing to go on with: leave --resume")
-            arguments = read_config(start.path)["config"]
-        folder = start(arguments)
-    if "folder" in inspect.signature(module.run).parameters:
-        arguments["folder"] = folder.path
-    with out.progress(asked.name, 100, "%") as update:
-        if "progress" in inspect.signature(module.run).parameters:
-            arguments["progress"] = lambda share, text: update(100 * share, text)
-        rows, summary = module.run(**arguments)
+    with contextlib.ExitStack() as running:
+        name = f"bench {asked.name}"
+        with run_folder(options, "bench", name, resume=asked.resume) as start:
+            if asked.resume:
+                arguments = _stored_arguments(start.path, name, arguments)
+                if (start.path / RESULTS_FILE).exists():
+                    out.line(f"{start.path} is finished: nothing is left to do")
+                    return
+            store = start.path / TRIALS
+            running.enter_context(engine.execution(asked.jobs, store))
+            folder = start(arguments)
+        kept = TaskStore(store)
+        with (
+            going_on(name, folder.path, lambda: len(kept), "result"),
+            out.progress(asked.name, 100, "%") as update,
+        ):
+            if "progress" in inspect.signature(module.run).parameters:
+                arguments["progress"] = lambda share, text: update(100 * share, text)
+            rows, summary = module.run(**arguments)
     written = [folder.write_results(rows, summary, describe_cpu())]
-    shutil.rmtree(folder.path / "trials", ignore_errors=True)  # kept for `--resume` alone
+    shutil.rmtree(store, ignore_errors=True)  # kept for `--resume` alone
     if hasattr(module, "write_figures"):
         written += module.write_figures(rows, summary, folder.path)
     _print_rows(out, asked.name, rows)
     out.table("summary", ["name", "value [95 % interval]"], summary_rows(summary))
     out.wrote(*written)
+
+
+def _stored_arguments(path: Path, name: str, given: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of an interrupted bench, with the number of processes asked for now.
+
+    Raises:
+        UsageError: If it is another bench, or options were given now that differ from its own.
+    """
+    run = read_config(path)
+    if run["name"] != name:
+        raise UsageError(f"{str(path)!r} holds a run of {run['name']!r}, expected {name!r}")
+    stored = {key: value for key, value in run["config"].items() if key not in _ANY_NUMBER}
+    for key, value in given.items():
+        if key in _ANY_NUMBER or value is False:
+            continue
+        if to_json(value) != stored.get(key):
+            then = f"has {stored[key]}" if key in stored else "has none"
+            raise UsageError(f"--{key} is {value}, but the run to go on with {then}: leave it out")
+    if stored.get("data") is not None:
+        stored["data"] = Path(stored["data"])
+    return {**stored, **{key: given[key] for key in _ANY_NUMBER if key in given}}
 
 
 def _arguments(asked: BenchOptions, run: Any) -> dict[str, Any]:

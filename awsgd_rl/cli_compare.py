@@ -1,8 +1,7 @@
 """`awsgd-rl compare`: agents side by side; with no arguments, the main job."""
 
+import contextlib
 import dataclasses
-import json
-import shlex
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from awsgd_rl.benchmarks.compare import (
 )
 from awsgd_rl.benchmarks.trial import Trial
 from awsgd_rl.cli_common import RunOptions, UsageError, parse, run_folder
+from awsgd_rl.cli_engine import TRIALS, EngineOptions, going_on
 from awsgd_rl.cli_output import Output, format_interval, format_number
 from awsgd_rl.runs import RESULTS_FILE, RunFolder, describe_cpu, read_config
 
@@ -35,10 +35,9 @@ examples:
   awsgd-rl compare --preset 50/25 --maps 12 --algos awsgd reinforce
   awsgd-rl compare --size 8 --traps 6 --slip 0.1 --episodes 5000 --regime paper
   awsgd-rl compare --env CartPole-v1 --maps 3 --episodes 500
-  awsgd-rl compare --out runs/big --resume          go on after Ctrl-C
+  awsgd-rl compare --out runs/big --resume          go on after Ctrl-C, or anything worse
+  awsgd-rl compare --maps 100 --engine ray --address auto      on a Ray cluster
 """
-
-TRIALS = "trials"
 
 
 @dataclass(frozen=True)
@@ -52,58 +51,46 @@ class ResumeOptions:
 def main(argv: Sequence[str]) -> None:
     """Run the command."""
     config: CompareConfig
-    going_on: ResumeOptions
+    engine: EngineOptions
+    asked: ResumeOptions
     options: RunOptions
-    config, going_on, options = parse(
-        "compare", argv, DESCRIPTION, CompareConfig, ResumeOptions, RunOptions
+    config, engine, asked, options = parse(
+        "compare", argv, DESCRIPTION, CompareConfig, EngineOptions, ResumeOptions, RunOptions
     )
-    resume = going_on.resume
     out = Output(quiet=options.quiet)
-    finished: list[Trial] = []
-    with run_folder(options, "compare", resume=resume) as start:
-        if resume:
-            config = _stored_config(start.path, config)
-            if (start.path / RESULTS_FILE).exists():
-                out.line(f"{start.path} is finished: nothing is left to do")
-                return
-            finished = _stored_trials(start.path, config)
-        config.make_env(config.seed).close()
-        folder = start(dataclasses.asdict(config))
-    comparison = _compare(config, folder, finished, out)
+    with contextlib.ExitStack() as running:
+        with run_folder(options, "compare", resume=asked.resume) as start:
+            if asked.resume:
+                config = _stored_config(start.path, config)
+                if (start.path / RESULTS_FILE).exists():
+                    out.line(f"{start.path} is finished: nothing is left to do")
+                    return
+            config.make_env(config.seed).close()
+            running.enter_context(engine.execution(config.jobs, start.path / TRIALS))
+            folder = start(dataclasses.asdict(config))
+        comparison = _compare(config, folder, out)
     summary = comparison.summary()
     results = folder.write_results(comparison.rows, summary, describe_cpu())
     figures = write_figures(comparison, folder.path)
-    shutil.rmtree(folder.path / TRIALS)  # kept for `--resume` alone
+    shutil.rmtree(folder.path / TRIALS, ignore_errors=True)  # kept for `--resume` alone
     _print(out, comparison, summary)
     out.wrote(results, *figures)
 
 
-def _compare(
-    config: CompareConfig, folder: RunFolder, finished: list[Trial], out: Output
-) -> Comparison:
-    trials = folder.path / TRIALS
-    trials.mkdir(exist_ok=True)
-
-    def keep(trial: Trial) -> None:
-        folder.write_json(f"{TRIALS}/{trial.algorithm}-{trial.map}.json", trial)
-
-    total = (len(config.algos) * config.maps - len(finished)) * config.budget
+def _compare(config: CompareConfig, folder: RunFolder, out: Output) -> Comparison:
+    total = len(config.algos) * config.maps * config.budget
+    unit = "episodes" if config.steps is None else "steps"
+    kept: list[Trial] = []
     out.line(f"compare: {' '.join(config.algos)} on {config.task}")
-    try:
-        with out.progress(
-            "compare", total, "episodes" if config.steps is None else "steps"
-        ) as update:
+    with (
+        going_on("compare", folder.path, lambda: len(kept), "trial"),
+        out.progress("compare", total, unit) as update,
+    ):
 
-            def show(progress: Progress) -> None:
-                update(progress.done, f"{progress.task}: {progress.recent:.3f}")
+        def show(progress: Progress) -> None:
+            update(progress.done, f"{progress.task}: {progress.recent:.3f}")
 
-            return compare(config, progress=show, on_trial=keep, finished=finished)
-    except KeyboardInterrupt:
-        done = sum(1 for _ in trials.iterdir())
-        kept = f"{done} trial{'s' if done != 1 else ''} kept"
-        raise KeyboardInterrupt(
-            f"{kept}, go on with: awsgd-rl compare --out {shlex.quote(str(folder.path))} --resume"
-        ) from None
+        return compare(config, progress=show, on_trial=kept.append)
 
 
 def _print(out: Output, comparison: Comparison, summary: dict[str, float]) -> None:
@@ -151,12 +138,3 @@ def _stored_config(path: Path, given: CompareConfig) -> CompareConfig:
                 f"--{field.name} is {now}, but the run to go on with has {then}: leave it out"
             )
     return config
-
-
-def _stored_trials(path: Path, config: CompareConfig) -> list[Trial]:
-    trials = []
-    for file in sorted((path / TRIALS).glob("*.json")):
-        if not file.name.startswith("."):  # what a crash left of a file being written
-            trials.append(Trial.from_json(json.loads(file.read_text(encoding="utf-8"))))
-    maps = range(config.seed, config.seed + config.maps)
-    return [trial for trial in trials if trial.algorithm in config.algos and trial.map in maps]

@@ -37,16 +37,21 @@ _RESULT_KEYS: Final = frozenset(
 # path given by mistake loses no file of the user's.
 _OWN_FILES: Final = (
     "results.json",
+    "history.json",
     "monitor.csv",
     "evaluations.npz",
     "*.png",
     "*.svg",
     "*.gif",
+    "*.mp4",
+    "best.json",
+    "study.db",
+    "study.db-journal",
     "report.html",
     ".*.partial*",
 )
-_OWN_FOLDERS: Final = ("agent", "tensorboard", "trials")
-_RESUMABLE: Final = ("compare",)
+_OWN_FOLDERS: Final = ("agent", "checkpoints", "snapshots", "tensorboard", "trials", "wandb")
+_RESUMABLE: Final = ("bench", "compare", "train", "tune")
 _PACKAGES: Final = ("gymnasium", "numba", "numpy", "stable-baselines3", "torch")
 
 
@@ -212,7 +217,8 @@ def check_free(path: str | Path, *, overwrite: bool = False) -> None:
         raise ValueError(f"{str(path)!r} is not a folder: choose another path with --out")
     if is_run(path):
         if not overwrite:
-            resume = " --resume to go on with it," if _name_of(path) in _RESUMABLE else ""
+            command = str(_name_of(path)).partition(" ")[0]  # of "bench NAME"
+            resume = " --resume to go on with it," if command in _RESUMABLE else ""
             raise RunExistsError(
                 f"{str(path)!r} already holds a run: pass --overwrite to replace it,{resume} or "
                 "another folder with --out"

@@ -7,7 +7,8 @@ ratios pair what was done on the same map.
 Importing this module is cheap: PyTorch, numba and Matplotlib come with the first computation.
 """
 
-from collections.abc import Callable, Iterable
+import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -241,15 +242,13 @@ def compare(
     *,
     progress: Callable[[Progress], None] = lambda progress: None,
     on_trial: Callable[[Trial], None] = lambda trial: None,
-    finished: Iterable[Trial] = (),
 ) -> Comparison:
-    """Let every algorithm learn on every map.
+    """Let every algorithm learn on every map; `workers.execution` says where, and what is kept.
 
     Args:
         config: which agents, on which task.
         progress: called a few times a second with how far it is.
-        on_trial: called with each trial when it is done (to be kept, in case of an interruption).
-        finished: trials of an interrupted comparison with this config, not to be done again.
+        on_trial: called with each trial when it is done.
 
     Raises:
         ValueError: the task cannot be made.
@@ -259,14 +258,10 @@ def compare(
     maps = range(config.seed, config.seed + config.maps)
     for map_ in maps:  # a map that cannot be made is known before anything is learned
         config.make_env(map_).close()
-    done = {(trial.algorithm, trial.map): trial for trial in finished}
+    # Kept results are found by their task: it must not depend on the number of processes.
+    alike = dataclasses.replace(config, jobs=None)
     # Map by map, so that an early look at the trials sees every algorithm.
-    tasks = [
-        Task(config, algorithm, map_)
-        for map_ in maps
-        for algorithm in config.algos
-        if (algorithm, map_) not in done
-    ]
+    tasks = [Task(alike, algorithm, map_) for map_ in maps for algorithm in config.algos]
     spent: dict[str, int] = {}
 
     def on_message(message: tuple[str, int, float]) -> None:
@@ -276,12 +271,14 @@ def compare(
         progress(Progress(name, recent, count, so_far, total))
 
     def on_result(trial: Trial) -> None:
-        done[trial.algorithm, trial.map] = trial
         name = str(Task(config, trial.algorithm, trial.map))
         on_message((name, config.budget, float(trial.curve[-1])))
         on_trial(trial)
 
-    run_tasks(run_task, tasks, jobs=config.jobs, on_message=on_message, on_result=on_result)
+    trials = run_tasks(
+        run_task, tasks, jobs=config.jobs, on_message=on_message, on_result=on_result
+    )
+    done = {(trial.algorithm, trial.map): trial for trial in trials}
     return Comparison(config, tuple(done[label, map_] for label in config.algos for map_ in maps))
 
 

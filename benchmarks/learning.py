@@ -7,9 +7,8 @@ regime "strong", but at most `MOST_STEPS`, on the first `STABLE_BASELINES_MAPS` 
 how many. They subtract learned values too, so they stand with that regime.
 """
 
-import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -30,7 +29,6 @@ from awsgd_rl.benchmarks.trial import ALGORITHMS as TITLES
 from awsgd_rl.benchmarks.trial import BINS, Trial
 from awsgd_rl.benchmarks.workers import Progress
 from awsgd_rl.exact import TabularMDP
-from awsgd_rl.runs import atomic_path, to_json
 from awsgd_rl.statistics import Band, Interval, mean_band, mean_interval
 from awsgd_rl.validation import require_name
 
@@ -102,7 +100,6 @@ def run(
     regime: str | None = None,
     maps: int | None = None,
     jobs: int | None = None,
-    folder: Path | None = None,
     progress: Progress = lambda share, text: None,
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """Let every algorithm learn on every map of every preset.
@@ -114,7 +111,6 @@ def run(
         regime: this regime alone; "paper" goes without Stable-Baselines3.
         maps: number of maps, in place of `MAPS`.
         jobs: processes; None for one a core.
-        folder: where each trial is kept when it is done; those that it holds are not done again.
         progress: called with the share that is done, and what is being done.
 
     Returns:
@@ -144,14 +140,11 @@ def run(
 
     def measure(config: CompareConfig, words: str) -> Comparison:
         nonlocal done
-        kept = _Kept(folder, f"{words} {config.preset}")
         comparison = compare(
             config,
             progress=lambda p: progress(
                 (done + p.done / p.total) / parts, f"{words} {config.preset}: {p.task}"
             ),
-            on_trial=kept.write,
-            finished=kept.read(config),
         )
         done += 1
         return comparison
@@ -229,30 +222,6 @@ def _before_learning(config: CompareConfig) -> dict[str, Interval]:
         "success": mean_interval(success, bounds=(0, 1)),
         "return_std": mean_interval(spread, bounds=(0, np.inf)),
     }
-
-
-class _Kept:
-    """The finished trials of one comparison, one file each, for a run that is interrupted."""
-
-    def __init__(self, folder: Path | None, words: str) -> None:
-        self.folder = None if folder is None else folder / "trials"
-        self.prefix = words.replace(" ", "-").replace("/", "-").lower()
-
-    def write(self, trial: Trial) -> None:
-        if self.folder is None:
-            return
-        self.folder.mkdir(exist_ok=True)
-        with atomic_path(self.folder / f"{self.prefix}.{trial.algorithm}.{trial.map}.json") as path:
-            path.write_text(json.dumps(to_json(trial)), encoding="utf-8")
-
-    def read(self, config: CompareConfig) -> Iterable[Trial]:
-        if self.folder is None:
-            return
-        for label in config.algos:
-            for number in range(config.seed, config.seed + config.maps):
-                path = self.folder / f"{self.prefix}.{label}.{number}.json"
-                if path.exists():
-                    yield Trial.from_json(json.loads(path.read_text(encoding="utf-8")))
 
 
 def _row(regime: str, config: CompareConfig, label: str, trials: Sequence[Trial]) -> dict[str, Any]:

@@ -1,38 +1,94 @@
-"""Independent tasks spread over processes, with messages from inside them while they run.
+"""Independent tasks, such as the trials of a bench: run side by side, and kept when they are done.
 
-Workers are spawned, not forked: a fork of a process in which PyTorch or numba has started threads
-may hang. A worker imports what its tasks need once, and ends with the process that started it,
-however that ends.
+`run_tasks` is the one call of all benches. Where it runs them, and whether it keeps their results
+in a folder, is said around it:
+
+    with execution(engine="ray", store=folder):
+        rows, summary = bench.run(...)
+
+The results are the same wherever the tasks run.
 """
 
 import contextlib
-import multiprocessing
-import os
-import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.connection import Connection
-from multiprocessing.connection import wait as wait_for_any
-from typing import Any, TypeVar
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Final, NamedTuple, TypeVar
 
-from awsgd_rl.validation import require_integer
+from awsgd_rl.benchmarks.engines import (
+    Engine,
+    Send,
+    TaskError,
+    available_cores,
+    interrupts_held,
+    run_local,
+)
+from awsgd_rl.benchmarks.task_store import TaskStore
+from awsgd_rl.validation import require_integer, require_name
 
-__all__ = ["Progress", "Send", "TaskError", "available_cores", "one_thread", "run_tasks"]
+__all__ = [
+    "ENGINES",
+    "Progress",
+    "Send",
+    "TaskError",
+    "available_cores",
+    "execution",
+    "one_thread",
+    "run_tasks",
+]
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
-Send = Callable[[Any], None]
 Progress = Callable[[float, str], None]
 """Called with the share of a bench that is done, in [0, 1], and what to say beside it."""
 
-_POLL_SECONDS = 0.1
-_send: Send | None = None  # a worker's way to its parent, set once when it starts
+ENGINES: Final = ("local", "ray")
 
 
-class TaskError(RuntimeError):
-    """A task failed; the message says which one, the cause is what it raised."""
+class _Execution(NamedTuple):
+    engine: Engine
+    store: TaskStore | None
+
+
+_execution: ContextVar[_Execution | None] = ContextVar("_execution", default=None)
+
+
+@contextlib.contextmanager
+def execution(
+    *,
+    engine: str = "local",
+    address: str | None = None,
+    jobs: int | None = None,
+    store: str | Path | None = None,
+) -> Iterator[None]:
+    """Say where `run_tasks` runs its tasks in here, and where it keeps their results.
+
+    Args:
+        engine: "local" for processes of this machine, "ray" for Ray.
+        address: of a running Ray cluster, None to start one on this machine.
+        jobs: CPUs of the Ray that is started here; None for all cores.
+        store: a folder, made when it is absent, in which each result is kept as soon as it is
+            there; a task whose result it holds is not run again.
+
+    Raises:
+        ValueError: there is no such engine, an address without Ray, or no cluster at it.
+        ImportError: Ray is not installed.
+    """
+    require_name("engine", engine, ENGINES)
+    if address is not None and engine != "ray":
+        raise ValueError(f"address is {address!r}, but the engine is {engine}: choose engine ray")
+    with contextlib.ExitStack() as stack:
+        run: Engine = run_local
+        if engine == "ray":
+            from awsgd_rl.benchmarks.ray_engine import ray_engine
+
+            run = stack.enter_context(ray_engine(address, jobs))
+        kept = None if store is None else TaskStore(store)
+        token = _execution.set(_Execution(run, kept))
+        try:
+            yield
+        finally:
+            _execution.reset(token)
 
 
 def run_tasks(
@@ -48,59 +104,42 @@ def run_tasks(
     Args:
         function: a function of a module (it is pickled), whose result depends on the task alone.
         tasks: [N] what can be pickled; `str(task)` names a task in errors.
-        jobs: number of processes, None for one a core; with 1 all is done in this one.
+        jobs: how many run at once, None for one a core; with 1, all is done in this process
+            unless `execution` says otherwise.
         on_message: called here with whatever a task sends while it runs.
-        on_result: called here with each result, in the order in which tasks end.
+        on_result: called here with each result: first those that the store holds, then the others
+            in the order in which tasks end.
 
     Returns:
         [N] results in the order of the tasks.
 
     Raises:
         ValueError: jobs is below 1, or no integer.
-        TaskError: a task raised an exception, or its process died. The other tasks are stopped.
+        TaskError: a task raised an exception, or lost several workers. The others are stopped.
         KeyboardInterrupt: Ctrl-C, after all workers have ended.
     """
-    jobs = available_cores() if jobs is None else require_integer("jobs", jobs)
-    if jobs == 1 or len(tasks) < 2:
-        return [_run_here(function, task, on_message, on_result) for task in tasks]
-    context = multiprocessing.get_context("spawn")
-    messages = context.SimpleQueue()
-    stop_reader, stop_writer = context.Pipe(duplex=False)
-    executor = ProcessPoolExecutor(
-        min(jobs, len(tasks)), context, _start_worker, (messages, stop_reader)
-    )
+    if jobs is not None:
+        require_integer("jobs", jobs)
+    engine, store = _execution.get() or _Execution(run_local, None)
+    results: dict[int, Result] = {}
+    if store is not None:
+        results = store.read_all(function, tasks)
+        for result in results.values():
+            on_result(result)
+    missing = [index for index in range(len(tasks)) if index not in results]
 
-    def deliver() -> None:
-        while not messages.empty():
-            on_message(messages.get())
+    def finish(position: int, result: Result) -> None:
+        index = missing[position]
+        results[index] = result
+        if store is not None:
+            with interrupts_held() as interrupted:
+                store.write(function, tasks[index], result)
+            if interrupted.is_set():
+                raise KeyboardInterrupt
+        on_result(result)
 
-    try:
-        with _interrupts_ignored():
-            futures = {executor.submit(_run_there, function, task): task for task in tasks}
-        pending = set(futures)
-        with _interrupts_held() as interrupted:
-            while pending:
-                done, pending = wait(pending, _POLL_SECONDS, FIRST_COMPLETED)
-                deliver()
-                for future in done:
-                    on_result(_result(future, futures[future]))
-                if interrupted.is_set():
-                    raise KeyboardInterrupt
-        return [future.result() for future in futures]
-    except BaseException:
-        stop_writer.close()  # the workers see the end of the pipe, and leave what they are at
-        raise
-    finally:
-        executor.shutdown(wait=True, cancel_futures=True)
-        for end in (stop_reader, stop_writer, messages):
-            end.close()
-
-
-def available_cores() -> int:
-    """Return the number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    engine(function, [tasks[index] for index in missing], jobs, on_message, finish)
+    return [results[index] for index in range(len(tasks))]
 
 
 @contextlib.contextmanager
@@ -118,85 +157,3 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-def _run_here(
-    function: Callable[[Task, Send], Result],
-    task: Task,
-    send: Send,
-    on_result: Callable[[Result], None],
-) -> Result:
-    try:
-        result = function(task, send)
-    except Exception as error:
-        raise _task_error(task, error) from error
-    on_result(result)
-    return result
-
-
-def _run_there(function: Callable[[Task, Send], Result], task: Task) -> Result:
-    assert _send is not None
-    return function(task, _send)
-
-
-def _result(future: "Future[Result]", task: object) -> Result:
-    try:
-        return future.result()
-    except BrokenProcessPool as error:
-        raise TaskError(
-            f"a worker process died (at {task}, or beside it): it may have run out of memory, "
-            "try fewer jobs"
-        ) from error
-    except Exception as error:
-        raise _task_error(task, error) from error
-
-
-def _task_error(task: object, error: Exception) -> TaskError:
-    return TaskError(f"{task}: {type(error).__name__}: {error}")
-
-
-def _start_worker(messages: Any, stop: Connection) -> None:
-    # Ctrl-C reaches the whole process group; the parent decides what it means.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, args=(stop,), daemon=True).start()
-    global _send
-    _send = messages.put
-
-
-def _end_with_parent(stop: Connection) -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    wait_for_any([stop, parent.sentinel])
-    os._exit(1)
-
-
-@contextlib.contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    """Ignore Ctrl-C in here and in the processes started here (which inherit it)."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-@contextlib.contextmanager
-def _interrupts_held() -> Iterator[threading.Event]:
-    """Let Ctrl-C set an event in here, in place of an exception wherever the program happens to be.
-
-    Raised inside `concurrent.futures.wait` it can leave the lock of a future taken for ever, and
-    the executor then never ends.
-    """
-    event = threading.Event()
-    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if not usual or threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    signal.signal(signal.SIGINT, lambda *_: event.set())
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -10,9 +10,11 @@ import pytest
 
 from awsgd_rl import cli_bench
 from awsgd_rl.benchmarks import compare as compare_module
-from awsgd_rl.benchmarks import learning
+from awsgd_rl.benchmarks import engines, learning
 from awsgd_rl.benchmarks.iqm import iqm_interval
 from awsgd_rl.benchmarks.trial import ALGORITHMS, BINS, Task, Trial
+from awsgd_rl.benchmarks.workers import execution
+from awsgd_rl.cli_common import UsageError
 from awsgd_rl.envs import PRESETS
 from awsgd_rl.runs import to_json
 from awsgd_rl.statistics import ratio_interval
@@ -30,18 +32,21 @@ def fake_trial(task: Task, _send: Any = None) -> Trial:
     return Trial(task.algorithm, task.map, "success", 1 - failure, 0.9, steps, 2.0, curve, ends)
 
 
+RAN: list[Task] = []
+
+
+def recorded(task: Task, _send: Any) -> Trial:
+    RAN.append(task)
+    return fake_trial(task)
+
+
 @pytest.fixture
 def ran(monkeypatch: pytest.MonkeyPatch) -> list[Task]:
-    """The tasks that were run, by a fake."""
-    tasks: list[Task] = []
-
-    def run_tasks(function: Any, todo: Any, *, on_result: Any, **_: Any) -> None:
-        for task in todo:
-            tasks.append(task)
-            on_result(fake_trial(task))
-
-    monkeypatch.setattr(compare_module, "run_tasks", run_tasks)
-    return tasks
+    """The tasks that were run, in this process, by a fake."""
+    RAN.clear()
+    monkeypatch.setattr(compare_module, "run_task", recorded)
+    monkeypatch.setattr(engines, "available_cores", lambda: 1)
+    return RAN
 
 
 def test_the_full_bench_runs_every_cell(ran: list[Task], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,24 +130,31 @@ def test_unknown_parts(arguments: dict[str, Any], message: str) -> None:
         learning.run(**arguments)
 
 
+def stop_after(count: int) -> Any:
+    """Return what runs as many tasks, and is interrupted at the next one."""
+
+    def run(task: Task, send: Any) -> Trial:
+        if len(RAN) == count:
+            raise KeyboardInterrupt
+        return recorded(task, send)
+
+    run.__qualname__ = recorded.__qualname__  # by which its results are kept
+    return run
+
+
 def test_an_interrupted_bench_goes_on(
     ran: list[Task], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     whole = learning.run(quick=True)
     everything = list(ran)
     ran.clear()
-    working = compare_module.run_tasks
-
-    def interrupted(function: Any, todo: Any, **options: Any) -> None:
-        working(function, todo[:3], **options)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(compare_module, "run_tasks", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        learning.run(quick=True, folder=tmp_path)
-    assert len(list((tmp_path / "trials").glob("*.json"))) == len(ran) == 3
-    monkeypatch.setattr(compare_module, "run_tasks", working)
-    rows, summary = learning.run(quick=True, folder=tmp_path)
+    with monkeypatch.context() as patch, execution(store=tmp_path):
+        patch.setattr(compare_module, "run_task", stop_after(3))
+        with pytest.raises(KeyboardInterrupt):
+            learning.run(quick=True)
+    assert len(list(tmp_path.glob("*.json"))) == len(ran) == 3
+    with execution(store=tmp_path):
+        rows, summary = learning.run(quick=True)
     assert len(ran) == len(everything)
     assert to_json(rows) == to_json(whole[0])
     assert to_json(summary) == to_json(whole[1])
@@ -152,18 +164,14 @@ def test_the_command_keeps_and_resumes(
     ran: list[Task], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    working = compare_module.run_tasks
-
-    def interrupted(function: Any, todo: Any, **options: Any) -> None:
-        working(function, todo[:5], **options)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(compare_module, "run_tasks", interrupted)
     line = ["learning", "--quick", "--regime", "paper", "--out", "run", "--quiet"]
-    with pytest.raises(KeyboardInterrupt):
-        cli_bench.main(line)
+    with monkeypatch.context() as patch:
+        patch.setattr(compare_module, "run_task", stop_after(5))
+        with pytest.raises(KeyboardInterrupt, match=r"5 results kept, .* --out run --resume"):
+            cli_bench.main(line)
     assert len(ran) == 5
-    monkeypatch.setattr(compare_module, "run_tasks", working)
+    with pytest.raises(UsageError, match="--regime is strong, but the run to go on with has paper"):
+        cli_bench.main(["learning", "--regime", "strong", "--out", "run", "--resume"])
     cli_bench.main(["learning", "--out", "run", "--resume", "--quiet"])
     assert len(ran) == 8
     results = json.loads((tmp_path / "run" / "results.json").read_text())

@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from awsgd_rl.benchmarks import engines
 from awsgd_rl.benchmarks import trial as trial_module
 from awsgd_rl.benchmarks.compare import CompareConfig, Comparison, compare, write_figures
 from awsgd_rl.benchmarks.trial import ALGORITHMS, BINS, Task, Trial, binned, run_task, walk
-from awsgd_rl.benchmarks.workers import TaskError
+from awsgd_rl.benchmarks.workers import TaskError, execution
 from awsgd_rl.exact import TabularMDP
 from awsgd_rl.runs import to_json
 from awsgd_rl.statistics import mean_interval, ratio_interval
@@ -239,25 +240,40 @@ def test_compare_runs_every_trial_in_order(fakes):
     json.dumps(comparison.rows)
 
 
-def test_an_interrupted_comparison_goes_on(fakes):
+def test_an_interrupted_comparison_goes_on(fakes, monkeypatch, tmp_path):
     config = CompareConfig(**SMALL)
-    kept = []
+    whole = compare(config)
+    kept, learned = [], []
 
     def stop(trial):
-        kept.append(json.loads(json.dumps(to_json(trial))))
+        kept.append(trial)
         if len(kept) == 3:
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
+    with execution(store=tmp_path), pytest.raises(KeyboardInterrupt):
         compare(config, on_trial=stop)
-    rest = []
-    finished = [Trial.from_json(trial) for trial in kept]
-    resumed = compare(config, on_trial=rest.append, finished=finished)
-    assert len(rest) == 3
-    whole = compare(config)
+    assert len(list(tmp_path.iterdir())) == 3
+
+    def watched(task, env):
+        learned.append(str(task))
+        return Fake(task, env)
+
+    monkeypatch.setattr(trial_module, "make_agent", watched)
+    monkeypatch.setattr(engines, "available_cores", lambda: 1)
+    every = []
+    # The number of processes is no part of a trial's name.
+    with execution(store=tmp_path):
+        resumed = compare(dataclasses.replace(config, jobs=None), on_trial=every.append)
+    assert len(learned) == 3
+    assert not {str(task_of(config, trial)) for trial in kept} & set(learned)
+    assert len(every) == 6
     assert resumed.summary() == whole.summary()
     for ours, theirs in zip(resumed.trials, whole.trials, strict=True):
         assert_same(ours, theirs)
+
+
+def task_of(config, trial):
+    return Task(config, trial.algorithm, trial.map)
 
 
 def test_a_foreign_trial_is_refused():

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -33,9 +34,37 @@ def die_at_three(task, send):
     return task
 
 
+def wait_for_file(path, send):
+    send((path, os.getpid()))
+    while not os.path.exists(path):
+        time.sleep(0.02)
+    return path
+
+
+class Odd(Exception):
+    def __init__(self, one, two):
+        super().__init__("odd")
+
+
+def fail_oddly(task, send):
+    raise Odd(1, 2)
+
+
+def unpicklable(task, send):
+    return lambda: task
+
+
 def sleep(task, send):
     send(os.getpid())
     time.sleep(60)
+
+
+def count(task, send):
+    with open(f"{task[0]}/{task[1]}", "a") as file:  # a byte for each call
+        file.write("x")
+    if task[1] >= 4 and not os.path.exists(f"{task[0]}/go"):
+        time.sleep(60)
+    return task[1] ** 2
 """
 
 
@@ -82,9 +111,81 @@ def test_an_error_names_its_task(functions, jobs):
     assert isinstance(error.value.__cause__, ValueError)
 
 
-def test_a_dead_worker_is_an_error(functions):
-    with pytest.raises(TaskError, match="a worker process died"):
+def test_an_error_tells_where_it_was_raised(functions):
+    with pytest.raises(TaskError) as error:
+        run_tasks(functions.fail_at_three, [1, 3], jobs=2)
+    assert "in fail_at_three" in "".join(error.value.__cause__.__notes__)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("fail_oddly", "^1: RuntimeError: Odd: odd$"), ("unpicklable", "^1: .*pickle")],
+)
+def test_what_cannot_be_sent_is_an_error_of_its_task(functions, name, message):
+    with pytest.raises(TaskError, match=message):
+        run_tasks(getattr(functions, name), [1, 1], jobs=2)
+
+
+def test_a_task_that_kills_its_workers_is_an_error(functions):
+    with (
+        pytest.warns(UserWarning, match=r"^3: its worker process died \(exit status 7\)"),
+        pytest.raises(TaskError, match=r"^3: its worker process died 3 times .*fewer jobs$"),
+    ):
         run_tasks(functions.die_at_three, [1, 2, 3, 4], jobs=2)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends POSIX signals")
+def test_a_killed_worker_loses_nothing(functions, tmp_path):
+    tasks = [str(tmp_path / name) for name in ("a", "b", "c", "d")]
+    seen, results = [], []
+
+    def kill_the_first(message):
+        path, process = message
+        seen.append(path)
+        if len(seen) == 1:
+            os.kill(process, signal.SIGKILL)
+        else:
+            Path(path).touch()
+
+    with pytest.warns(UserWarning, match=r"its worker process died \(by SIGKILL\)") as warned:
+        found = run_tasks(
+            functions.wait_for_file,
+            tasks,
+            jobs=2,
+            on_message=kill_the_first,
+            on_result=results.append,
+        )
+    assert found == tasks
+    assert sorted(results) == tasks
+    assert len(warned) == 1
+    assert sorted(seen) == sorted([*tasks, seen[0]])
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends POSIX signals")
+def test_a_killed_sweep_goes_on_with_what_is_missing(functions, tmp_path):
+    script = tmp_path / "main.py"
+    script.write_text(
+        "import sys\n"
+        "from functions_of_workers import count\n"
+        "from awsgd_rl.benchmarks.workers import execution, run_tasks\n"
+        "if __name__ == '__main__':\n"
+        "    with execution(store='kept'):\n"
+        "        show = lambda result: print(result, flush=True)\n"
+        "        run_tasks(count, [('calls', k) for k in range(6)], jobs=2, on_result=show)\n"
+    )
+    (tmp_path / "calls").mkdir()
+    command = [sys.executable, str(script)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path) as parent:
+        finished = {int(parent.stdout.readline()) for _ in range(4)}
+        parent.kill()
+    assert finished == {0, 1, 4, 9}
+    assert len(list((tmp_path / "kept").glob("count-*.json"))) == 4
+    (tmp_path / "calls" / "go").touch()
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert done.stdout.split()[:4] == ["0", "1", "4", "9"]  # those that were kept come first
+    assert sorted(done.stdout.split()[4:]) == ["16", "25"]
+    calls = [len((tmp_path / "calls" / str(k)).read_text()) for k in range(4)]
+    assert calls == [1, 1, 1, 1]
 
 
 def test_an_interruption_ends_the_workers(functions):

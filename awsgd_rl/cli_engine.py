@@ -1,0 +1,56 @@
+"""What the commands that run many trials share: where these run, and going on with the rest."""
+
+import contextlib
+import shlex
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from awsgd_rl.benchmarks.workers import TaskError, execution
+
+TRIALS: Final = "trials"
+"""Folder of a run folder in which finished results are kept for `--resume`."""
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """Where trials run."""
+
+    engine: Literal["local", "ray"] = "local"
+    """local: processes of this machine. ray: Ray (pip install 'awsgd-rl[ray]'), on this machine or
+    a cluster. The results are the same."""
+    address: str | None = None
+    """Ray cluster that this machine is part of, HOST:PORT or auto. Default: a Ray with --jobs CPUs
+    is started here, for this run."""
+
+    def execution(
+        self, jobs: int | None, store: Path | None = None
+    ) -> contextlib.AbstractContextManager[None]:
+        """Return the block in which `run_tasks` follows these options; see `workers.execution`."""
+        return execution(engine=self.engine, address=self.address, jobs=jobs, store=store)
+
+
+@contextlib.contextmanager
+def going_on(command: str, folder: Path, kept: Callable[[], int], what: str) -> Iterator[None]:
+    """Let an error or Ctrl-C in here say what is kept, and how to go on with it.
+
+    Args:
+        command: "compare" or the like.
+        folder: the run folder.
+        kept: how many results are kept, asked when it is over.
+        what: what one of them is called.
+
+    Raises:
+        TaskError: a trial failed.
+        KeyboardInterrupt: Ctrl-C.
+    """
+    try:
+        yield
+    except (TaskError, KeyboardInterrupt) as stop:
+        count = kept()
+        how = f"awsgd-rl {command} --out {shlex.quote(str(folder))} --resume"
+        hint = f"{count} {what}{'s' if count != 1 else ''} kept, go on with: {how}"
+        if isinstance(stop, TaskError):
+            raise TaskError(f"{stop}; {hint}") from stop
+        raise KeyboardInterrupt(hint) from None

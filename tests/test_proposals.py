@@ -26,6 +26,7 @@ from awsgd_rl.proposals import (
     UniformProposal,
 )
 from awsgd_rl.replay_priorities import PriorityProposal
+from awsgd_rl.sharded import ShardedTableProposal
 
 LABELS = torch.tensor([0, 2, 1, 2, 2, 0])
 OBSERVATION = torch.tensor([0.3, -1.2])
@@ -141,6 +142,13 @@ CASES = {
     "table of one": Case(lambda: TableProposal(1), torch.arange(1)),
     "table half full": Case(filling_table, torch.arange(3)),
     "priorities half full": Case(priorities, torch.arange(5), moves=False),
+    # Of several ranks each has a part of the support: see `test_sharded.py`.
+    "sharded table of one rank": Case(
+        lambda: ShardedTableProposal(
+            torch.tensor([0.0, 2.0, 5.0, 0.1, 3.0]), rank=0, world_size=1, uniform_share=0.1
+        ),
+        torch.arange(5),
+    ),
     "softmax": Case(lambda: with_random_tau(SoftmaxProposal(5)), torch.arange(5)),
     "class": Case(lambda: with_random_tau(ClassProposal(LABELS, 3)), torch.arange(6)),
     "feature softmax": Case(

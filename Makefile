@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: run test lint types check readme wheel clean help
+.PHONY: run test lint types check readme docs docs-serve wheel clean help
 
 run: $(INSTALLED)  ## the main job: AW-SGD beside its on-policy baseline on ten maps
 	$(BIN)/awsgd-rl compare
@@ -29,6 +29,12 @@ check: lint types test  ## lint, types and tests
 readme: $(INSTALLED)  ## the tables of README.md and docs/, from the committed results
 	$(BIN)/python -m awsgd_rl.benchmarks.readme
 
+docs: $(INSTALLED)  ## the documentation's site into build/site: open build/site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+docs-serve: $(INSTALLED)  ## the same, served and built again at each change
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
+
 wheel: $(INSTALLED)  ## build the wheel and the source distribution into dist/
 	$(BIN)/python -m build
 
@@ -36,7 +42,7 @@ clean:  ## remove the virtual environment and what was built
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
 help:  ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/ \t/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/ \t/'
 
 # torch's CPU build comes first, so that no package pulls in the CUDA one.
 $(INSTALLED): pyproject.toml constraints.txt

@@ -14,7 +14,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from awsgd_rl import diagnostics, validation
 from awsgd_rl._version import __version__
@@ -25,17 +25,13 @@ from awsgd_rl.agents.checkpoint import (
     write_checkpoint,
 )
 from awsgd_rl.agents.config import AgentConfig, check_common
+from awsgd_rl.agents.history import History, record
 from awsgd_rl.agents.learner import Learner, make_learner
-from awsgd_rl.agents.logging import RunLogger
+from awsgd_rl.agents.logging import NOTHING, RunLogger
 from awsgd_rl.agents.progress import track
 from awsgd_rl.weights import effective_sample_size
 
 POLICIES = ("TablePolicy", "MlpPolicy")
-
-
-History = dict[str, list[float]]
-"""One entry a batch under each name: episodes, timesteps, success, return, ess, max_weight,
-variance_ratio, headroom, updates."""
 
 
 class Agent(ABC):
@@ -51,7 +47,7 @@ class Agent(ABC):
         options: fields of the algorithm's config.
 
     Attributes:
-        history: what was measured, one entry a batch.
+        history: what was measured, one entry a batch: see `history.py`.
         num_timesteps: steps taken in the environment so far.
         num_episodes: episodes run so far.
 
@@ -87,9 +83,12 @@ class Agent(ABC):
         self.learner: Learner = make_learner(self)
         self.generator = torch.Generator(self.learner.device).manual_seed(self.seed)
         self.history: History = {}
+        self._updates_done = 0.0
         self.num_timesteps = 0
         self.num_episodes = 0
         self._log_dirs = (log_dir, tensorboard_log)
+        self._log: RunLogger | None = None
+        self._log_position: dict[str, Any] | None = None
 
     @classmethod
     @abstractmethod
@@ -119,6 +118,10 @@ class Agent(ABC):
     def memory_size(self) -> int:
         """Trajectories that the learner keeps."""
         return 0
+
+    def modules(self) -> dict[str, nn.Module]:
+        """Return what the algorithm itself has learned, beside the learner."""
+        return {}
 
     def learn(
         self,
@@ -156,10 +159,12 @@ class Agent(ABC):
                 env_id=self.env_id,
                 run_name=self.name,
                 append=self.num_episodes > 0,
+                resume=self._log_position,
             ) as log,
             track(total, unit.removeprefix("total_"), progress_bar) as advance,
         ):
             log.resume_from(self.num_timesteps)
+            self._log, self._log_position = log, None
             while done() < stop:
                 before = done()
                 n = self.config.batch_size
@@ -243,6 +248,53 @@ class Agent(ABC):
         agent.num_episodes = about["num_episodes"]
         return agent
 
+    def save_training(self, path: str | Path) -> None:
+        """Write all that this training needs to go on elsewhere into the folder `path`.
+
+        With it, `restore_training` and what is left to learn end, on the CPU, bit for bit as if
+        nothing had happened. Call it before or after `learn`, or in its callback; a `Checkpoints`
+        (`awsgd_rl.agents.checkpoints`) is such a callback, and keeps the last few. `save` writes
+        the agent alone, to be used or shared. What cannot be saved of an environment is said at
+        `EpisodeCollector.training_state`.
+
+        Raises:
+            OSError: it could not be written (a full disk); what was at `path` is still there.
+            ValueError: `path` holds something that is no training state.
+        """
+        from awsgd_rl.agents.training_state import save_training
+
+        save_training(self, Path(path))
+
+    def restore_training(self, path: str | Path) -> None:
+        """Go on from what `save_training` wrote; `learn` then appends to the logs as they were.
+
+        The agent must have been made with the same policy, environment and options.
+
+        Raises:
+            ValueError: it is damaged, of a newer version, or of an agent made otherwise; nothing
+                has changed then.
+        """
+        from awsgd_rl.agents.training_state import restore_training
+
+        restore_training(self, Path(path))
+
+    def log_position(self) -> dict[str, Any] | None:
+        """Return where the logs stand, as `RunLogger.position`; None where it is not known."""
+        if self._log is not None:
+            return self._log.position()
+        if self._log_position is None and self.num_episodes == 0:
+            return dict(NOTHING)
+        return self._log_position
+
+    def resume_history(self, history: History) -> None:
+        """Let the history go on from this one."""
+        self.history = history
+        self._updates_done = sum(history.get("updates", []))
+
+    def resume_log(self, position: dict[str, Any] | None) -> None:
+        """Let the next `learn` append to the logs from where they stood then."""
+        self._log, self._log_position = None, position
+
     @property
     def env_id(self) -> str:
         """The environment's id, or its class's name."""
@@ -273,13 +325,13 @@ class Agent(ABC):
         self.num_episodes += len(fresh)
         self.num_timesteps += int(fresh.lengths.sum())
         row = {"episodes": self.num_episodes, "timesteps": self.num_timesteps, **measured}
-        for name, value in row.items():
-            self.history.setdefault(name, []).append(float(value))
+        record(self.history, row)
+        self._updates_done += measured["updates"]
         log.episodes(fresh.raw_returns.tolist(), fresh.lengths.tolist(), fresh.success.tolist())
         log.scalars(
             self.num_timesteps,
             {
-                "n_updates": sum(self.history["updates"]),
+                "n_updates": self._updates_done,
                 "variance_ratio": measured["variance_ratio"],
                 "headroom": measured["headroom"],
                 "effective_sample_size": measured["ess"],

@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from awsgd_rl import validation
 from awsgd_rl.adaptation import TableAdaptation
@@ -66,6 +66,9 @@ class AWSGD(Agent):
 
     name = "awsgd"
     config_class = AWSGDConfig
+    lag = 0
+    """Updates between the policies that draw a batch and those that learn from it; more than 0 only
+    with rollout workers (`distributed.py`)."""
 
     @classmethod
     def defaults(cls, policy: str, config: Any) -> dict[str, Any]:
@@ -101,6 +104,10 @@ class AWSGD(Agent):
         )
         self.table.fill(0)  # slots that hold nothing yet are never drawn
         self.adaptation = TableAdaptation(self.table)
+
+    def modules(self) -> dict[str, nn.Module]:
+        """Return the table of scores."""
+        return {"table": self.table}
 
     @property
     def exploration_share(self) -> float:
@@ -155,10 +162,12 @@ class AWSGD(Agent):
         explored = round(self.exploration_share * n)
         fresh = learner.collect(n - explored, explored)
         weights, exploration_ratio = self.weigh(fresh, explored / n)
-        signal = learner.signal(fresh)
+        weights, step_clip = self.truncate(weights)
+        signal = learner.signal(fresh, step_clip)
         if explored:  # before w moves, and τ with it: the coefficients are for τ as it drew
             self.explore(fresh, weights * signal, exploration_ratio)
-        measured = self.measure(fresh, weights, signal, learner.ascend(fresh, weights))
+        norm = learner.ascend(fresh, weights, step_clip)
+        measured = self.measure(fresh, weights, signal, norm)
         errors = learner.fit_values(fresh, weights)
         if self.config.variant == "replay":
             slots = learner.remember(fresh)
@@ -168,16 +177,33 @@ class AWSGD(Agent):
         return measured
 
     def weigh(self, fresh: Any, share: float) -> tuple[Tensor, Tensor]:
-        """Set the density that `fresh` was drawn with; return [B] p/m and [B] share·q/m."""
+        """Set the density m that `fresh` was drawn with; return [B] p/m and [B] share·q/m.
+
+        With a lag, `fresh` has brought its m along: that of older policies than p and q.
+        """
         log_p = self.learner.log_target(fresh)
         if share == 0.0:
-            fresh.log_drawn = log_p
-            return torch.ones_like(log_p), torch.zeros_like(log_p)
+            if self.lag == 0:
+                fresh.log_drawn = log_p
+            return importance_weights(log_p, fresh.log_drawn), torch.zeros_like(log_p)
         log_q = self.learner.log_exploration(fresh)
-        shares = log_p.new_tensor([1.0 - share, share]).log()
-        fresh.log_drawn = torch.logsumexp(torch.stack([log_p, log_q], 1) + shares, 1)
+        if self.lag == 0:
+            shares = log_p.new_tensor([1.0 - share, share]).log()
+            fresh.log_drawn = torch.logsumexp(torch.stack([log_p, log_q], 1) + shares, 1)
         ratio = share * importance_weights(log_q, fresh.log_drawn)
         return importance_weights(log_p, fresh.log_drawn), ratio
+
+    def truncate(self, weights: Tensor) -> tuple[Tensor, float | None]:
+        """Return the weights [B] that a batch is learned from with, and the clip of its steps.
+
+        Unbounded ones, which a lag brings, are treated as `replay` treats past trajectories.
+        """
+        clip = self.config.ratio_clip
+        if self.lag == 0 or self.config.variant != "replay":
+            return weights, None
+        if self.learner.ratio == "step":
+            return torch.ones_like(weights), clip
+        return weights.clamp(max=clip), None
 
     def explore(self, fresh: Any, norms: Tensor, exploration_ratio: Tensor) -> None:
         """Move Q_τ to where the weighted gradient varies less."""

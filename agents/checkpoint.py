@@ -37,6 +37,8 @@ def write_checkpoint(path: Path, about: dict[str, Any], parameters: dict[str, Te
     if path.exists() and not (path / ABOUT).is_file():
         raise ValueError(f"{path} exists and is no saved agent: choose another folder")
     path.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in path.parent.glob(f".{path.name}.*.partial"):  # of a process that was killed
+        shutil.rmtree(leftover, ignore_errors=True)
     token = secrets.token_hex(4)
     partial = path.with_name(f".{path.name}.{token}.partial")
     partial.mkdir()
@@ -44,7 +46,7 @@ def write_checkpoint(path: Path, about: dict[str, Any], parameters: dict[str, Te
         with atomic_path(partial / PARAMETERS) as file:
             save_file(parameters, file)
         with atomic_path(partial / ABOUT) as file:
-            text = json.dumps({"schema": SCHEMA, **_spell_infinity(about)}, indent=2)
+            text = json.dumps({"schema": SCHEMA, **spell_infinity(about)}, indent=2)
             file.write_text(text + "\n", encoding="utf-8")
         old = path.with_name(f".{path.name}.{token}.old")
         if path.exists():
@@ -116,7 +118,7 @@ def make_described_env(description: dict[str, Any]) -> Any:
         raise ValueError(f"{env_id} cannot be made: {error}; pass env") from None
 
 
-def _spell_infinity(about: dict[str, Any]) -> dict[str, Any]:
-    # JSON has no infinity, and an option may be infinite (no clipping).
+def spell_infinity(about: dict[str, Any]) -> dict[str, Any]:
+    """Return what describes an agent with infinite options (no clipping) as JSON can hold them."""
     config = {k: "inf" if v == float("inf") else v for k, v in about["config"].items()}
     return {**about, "config": config}

@@ -208,6 +208,32 @@ class CrossEntropyExploration:
             "gain": torch.tensor([self._gain], dtype=torch.float64),
         }
 
+    def training_state(self) -> dict[str, Tensor]:
+        """Return what goes on, wherever it stands: without a `write`, which would change it.
+
+        That is `state_dict`'s, and `log_probability` [S, A] of the P_w that the visits are for;
+        [0, A] before the first `write`.
+        """
+        known = self._log_probability
+        known = np.empty((0, self.visits.shape[1])) if known is None else known.copy()
+        return {**self.state_dict(), "log_probability": torch.from_numpy(known)}
+
+    def restore_training(self, state: dict[str, Tensor]) -> None:
+        """Go on from what `training_state` returned.
+
+        Raises:
+            ValueError: a part is missing, of another shape, or no such number; nothing has changed
+                then.
+        """
+        known = state["log_probability"]
+        if known.shape not in (self.visits.shape, (0, self.visits.shape[1])):
+            raise ValueError(
+                f"got shape {tuple(known.shape)} for 'log_probability', expected "
+                f"{self.visits.shape}: the file is of another environment or damaged"
+            )
+        self.load_state_dict(state)
+        self._log_probability = known.numpy().copy() if len(known) else None
+
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take over what `state_dict` returned.
 

@@ -39,6 +39,9 @@ class Learner(Protocol):
     device: torch.device
     """Where the vectors [B] lie that it gives and takes."""
 
+    rollouts: Any
+    """Workers that draw in its place, or None (`distributed.py`)."""
+
     def collect(self, n_target: int, n_exploration: int) -> Any:
         """Run whole episodes, the first by P_w, the rest by Q_τ."""
 

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, TextIO
+from typing import TYPE_CHECKING, Any, Final, Self, TextIO
 
 import numpy as np
 
@@ -37,6 +37,8 @@ class RunLogger:
         run_name: Name of the run in TensorBoard.
         append: Go on with the files of an earlier run in `log_dir`, and with TensorBoard's last
             folder, rather than start new ones.
+        resume: Append from where the files stood then, as `position` told: what was recorded later
+            is cut off (of TensorBoard's events, hidden).
 
     Raises:
         ImportError: if `tensorboard_log` is given and TensorBoard is not installed.
@@ -51,7 +53,9 @@ class RunLogger:
         env_id: str = "None",
         run_name: str = "run",
         append: bool = False,
+        resume: Mapping[str, Any] | None = None,
     ) -> None:
+        append = append or resume is not None
         self.log_dir = None if log_dir is None else Path(log_dir)
         self.started = time.time()
         self._clock = time.perf_counter()
@@ -62,18 +66,31 @@ class RunLogger:
         self._monitor: TextIO | None = None
         self._evaluations: list[tuple[int, list[float], list[int], list[bool] | None]] = []
         self._writer: SummaryWriter | None = None
+        self._timesteps = 0
+        self._rows = 0  # of monitor.csv
+        if resume is not None:
+            self._timesteps = resume["timesteps"]
+            self._rewards.extend(resume["rewards"])
+            self._lengths.extend(resume["lengths"])
+            self._successes.extend(resume["successes"])
+            if self.log_dir is not None:
+                _cut_off(self.log_dir / "monitor.csv", resume["monitor_rows"])
         if tensorboard_log is not None:
-            self._writer = _open_writer(Path(tensorboard_log), run_name, append)
+            purge_from = None if resume is None else self._timesteps + 1
+            self._writer = _open_writer(Path(tensorboard_log), run_name, append, purge_from)
         if self.log_dir is not None:
             self.log_dir.mkdir(parents=True, exist_ok=True)
             if append:
                 self._evaluations = _read_evaluations(self.log_dir / "evaluations.npz")
+            if resume is not None:
+                del self._evaluations[resume["evaluations"] :]
             self._monitor = self._open_monitor(self.log_dir / "monitor.csv", env_id, append)
 
     def _open_monitor(self, path: Path, env_id: str, append: bool) -> TextIO:
-        if append and path.exists():
+        if append and path.exists() and path.stat().st_size:
             with path.open() as file:
                 header = file.readline()
+                self._rows = max(0, sum(1 for _ in file) - 1)
             if not header.startswith("#"):
                 raise ValueError(
                     f"{path} is not a monitor file: its first line must be '#' and JSON; "
@@ -87,6 +104,22 @@ class RunLogger:
         file.write("r,l,t,is_success\n")
         file.flush()
         return file
+
+    def position(self) -> dict[str, Any]:
+        """Return where the records stand, as JSON values; what they say so far is on the disk.
+
+        A logger made with it as `resume` goes on from there.
+        """
+        if self._monitor is not None:
+            os.fsync(self._monitor.fileno())
+        return {
+            "timesteps": self._timesteps,
+            "monitor_rows": self._rows,
+            "evaluations": len(self._evaluations),
+            "rewards": list(self._rewards),
+            "lengths": list(self._lengths),
+            "successes": list(self._successes),
+        }
 
     def episodes(
         self, rewards: Sequence[float], lengths: Sequence[int], successes: Sequence[float]
@@ -115,6 +148,7 @@ class RunLogger:
         if self._monitor is not None:
             csv.writer(self._monitor, lineterminator="\n").writerows(rows)
             self._monitor.flush()
+            self._rows += len(rows)
 
     def scalars(self, timesteps: int, values: Mapping[str, float] | None = None) -> None:
         """Write TensorBoard scalars: the rolling means, the speed, and `values`.
@@ -126,6 +160,7 @@ class RunLogger:
         """
         if self._steps_at_start is None:
             self._steps_at_start = 0
+        self._timesteps = timesteps
         if self._writer is None:
             return
         scalars: dict[str, float] = {}
@@ -142,7 +177,7 @@ class RunLogger:
 
     def resume_from(self, timesteps: int) -> None:
         """Tell how many steps earlier runs made, so that `time/fps` counts only this one's."""
-        self._steps_at_start = timesteps
+        self._steps_at_start = self._timesteps = timesteps
         self._clock = time.perf_counter()
 
     def evaluation(
@@ -231,7 +266,51 @@ class RunLogger:
         self.close()
 
 
-def _open_writer(folder: Path, run_name: str, append: bool) -> "SummaryWriter":
+NOTHING: Final[Mapping[str, Any]] = {
+    "timesteps": 0,
+    "monitor_rows": 0,
+    "evaluations": 0,
+    "rewards": [],
+    "lengths": [],
+    "successes": [],
+}
+"""The position at which nothing has been recorded."""
+
+
+def check_position(position: Any) -> None:
+    """Check what is to be given as `resume`; None is no position, and allowed.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if position is None:
+        return
+    if not isinstance(position, dict) or not all(
+        isinstance(position.get(name), type(value)) for name, value in NOTHING.items()
+    ):
+        raise ValueError(f"got {position!r:.80} for the place of the logs: it is damaged")
+    counts = [value for value in position.values() if isinstance(value, int)]
+    recent = [x for value in position.values() if isinstance(value, list) for x in value]
+    if min(counts) < 0 or not all(isinstance(x, int | float) for x in recent):
+        raise ValueError("the place of the logs has negative counts, or no numbers: it is damaged")
+
+
+def _cut_off(path: Path, rows: int) -> None:
+    """Keep the header and that many rows of a monitor file, if it is there; for none, nothing."""
+    if not path.exists():
+        return
+    with path.open("rb+") as file:
+        for _ in range(2 + rows if rows else 0):
+            line = file.readline()
+            if not line.endswith(b"\n"):  # the end, or a row that was not written to its end
+                file.seek(-len(line), os.SEEK_CUR)
+                break
+        file.truncate()
+
+
+def _open_writer(
+    folder: Path, run_name: str, append: bool, purge_from: int | None
+) -> "SummaryWriter":
     # Imported here: it takes longer than all the rest, and few runs want it.
     try:
         from torch.utils.tensorboard.writer import SummaryWriter
@@ -246,7 +325,7 @@ def _open_writer(folder: Path, run_name: str, append: bool) -> "SummaryWriter":
     ]
     last = max(numbers, default=0)
     index = last if append and last else last + 1
-    return SummaryWriter(str(folder / f"{run_name}_{index}"))
+    return SummaryWriter(str(folder / f"{run_name}_{index}"), purge_step=purge_from)
 
 
 def _read_evaluations(

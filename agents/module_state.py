@@ -1,7 +1,9 @@
 """Networks and optimizers as one flat dict of tensors, as safetensors stores it, and back."""
 
+import copy
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -58,6 +60,22 @@ def restore_state(
     for name, optimizer in optimizers.items():
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": moments[name], "param_groups": groups})
+
+
+def moments_after_a_step(optimizers: Mapping[str, Optimizer]) -> dict[str, dict[str, Tensor]]:
+    """Return the moments that each optimizer has once it has made a step, as `flatten_state`.
+
+    Found by a step of a copy, so that it holds for any optimizer.
+    """
+    moments = {}
+    for name, optimizer in optimizers.items():
+        probe = copy.deepcopy(optimizer)
+        for group in probe.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = torch.zeros_like(parameter)
+        probe.step()
+        moments[name] = flatten_state({}, {name: probe})
+    return moments
 
 
 def _tensors(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ the one step that it is told to take. Which trajectories, with which weights, is
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, TypeVar
 
 import gymnasium as gym
@@ -16,11 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from awsgd_rl.adaptation import RunningScale, score_function_coefficients
-from awsgd_rl.agents.module_state import flatten_state, restore_state
+from awsgd_rl.agents.memory_state import check_memory, memory_layout, memory_state, restore_memory
+from awsgd_rl.agents.module_state import flatten_state, moments_after_a_step, restore_state
 from awsgd_rl.agents.networks import Body, Kind, ObservationNormaliser, ValueFunction
 from awsgd_rl.agents.policy_networks import Policy, make_policy
+from awsgd_rl.agents.random_states import check_torch_state
 from awsgd_rl.agents.rollout import Environment, EpisodeCollector, make_vector_env
 from awsgd_rl.agents.spaces import Units
+from awsgd_rl.agents.training_file import Layout, layout_of
 from awsgd_rl.agents.trajectories import Trajectories, TrajectoryMemory, pad_episodes
 from awsgd_rl.estimators import vtrace
 
@@ -194,6 +197,7 @@ class NeuralLearner:
             ),
         }
         self.memory = TrajectoryMemory(memory)
+        self.rollouts: Any = None  # workers that draw in its place (`distributed.py`)
 
     # -- episodes ---------------------------------------------------------------------------
 
@@ -218,6 +222,13 @@ class NeuralLearner:
         if self.normaliser is not None:
             self.normaliser.refresh()
         self._anchor.load_state_dict(self.policy.state_dict())
+        draw = self._draw if self.rollouts is None else self.rollouts.collect
+        trajectories: Trajectories = draw(n_target, n_exploration)
+        if self.normaliser is not None:
+            self.normaliser.observe(trajectories.observations[:-1][trajectories.mask])
+        return trajectories
+
+    def _draw(self, n_target: int, n_exploration: int) -> Trajectories:
         explore = np.arange(n_target + n_exploration) >= n_target
         episodes = [
             episode._replace(observations=self.units.observations(episode.observations))
@@ -233,8 +244,6 @@ class NeuralLearner:
                 else trajectories.step_log_drawn,
             )
         trajectories.log_drawn = trajectories.step_log_drawn.sum(0, dtype=torch.float64)
-        if self.normaliser is not None:
-            self.normaliser.observe(trajectories.observations[:-1][trajectories.mask])
         return trajectories
 
     @torch.no_grad()
@@ -615,6 +624,65 @@ class NeuralLearner:
         """
         restore_state(state, self._modules(), self.optimizers)
         self._anchor.load_state_dict(self.policy.state_dict())
+
+    def training_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All that the next batch depends on, between two of them: tensors, and JSON values.
+
+        What the environments themselves carry on is said in `EpisodeCollector.training_state`.
+        """
+        tensors, values = memory_state(self.memory)
+        return {
+            **self.state_dict(),
+            **{
+                f"norm_scale.{name}": x.clone() for name, x in self._norm_scale.state_dict().items()
+            },
+            "generator": self._generator.get_state(),
+            "predict_generator": self._predict_generator.get_state(),
+            **tensors,
+        }, {"memory": values, "collector": self._collector.training_state()}
+
+    def training_layout(self, names: Collection[str]) -> Layout:
+        """What `training_state` may return: types and shapes, given the names that it returned.
+
+        An optimizer that has made no step yet has no moments, and an empty memory no tensors.
+        """
+        now = self.training_state()[0]
+        varying = ("memory.", *(f"{kind}_optimizer." for kind in self.optimizers))
+        layout = layout_of({name: x for name, x in now.items() if not name.startswith(varying)})
+        for kind, moments in moments_after_a_step(self.optimizers).items():
+            if any(name.startswith(f"{kind}_optimizer.") for name in names):
+                layout |= layout_of(moments)
+        if not any(name.startswith("memory.") for name in names):
+            return layout
+        space, actions = self.observation_space, self.action_space
+        assert space.shape is not None
+        one = self.units.observations(np.zeros((1, *space.shape), space.dtype))
+        discrete = isinstance(actions, gym.spaces.Discrete)
+        width = () if discrete else (math.prod(actions.shape or ()),)
+        return layout | memory_layout(
+            (torch.from_numpy(one).dtype, one.shape[1:]),
+            (torch.int64 if discrete else torch.float64, width),
+        )
+
+    def restore_training(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        """Go on from what `training_state` returned; the tensors fit `training_layout`.
+
+        Raises:
+            ValueError: numbers do not fit together; nothing has changed then.
+        """
+        for name in ("generator", "predict_generator"):
+            check_torch_state(tensors[name], self.device)
+        check_memory(self.memory, tensors, values.get("memory"), self.units)
+        self._collector.check_training_state(values.get("collector"))
+        own = ("memory.", "norm_scale.", "generator", "predict_generator")
+        self.load_state_dict({k: x for k, x in tensors.items() if not k.startswith(own)})
+        self._norm_scale.load_state_dict(
+            {name: tensors[f"norm_scale.{name}"] for name in self._norm_scale.state_dict()}
+        )
+        self._generator.set_state(tensors["generator"])
+        self._predict_generator.set_state(tensors["predict_generator"])
+        restore_memory(self.memory, tensors, values["memory"], self.device)
+        self._collector.restore_training(values["collector"])
 
     def policy_table(self) -> npt.NDArray[np.float64]:
         """[S, A] probabilities of P_w, for Discrete observations and actions."""

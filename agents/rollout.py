@@ -10,6 +10,11 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
+from awsgd_rl.agents.random_states import (
+    check_environment_state,
+    environment_state,
+    set_environment_state,
+)
 from awsgd_rl.agents.trajectories import Episode
 
 AnyVectorEnv = VectorEnv[Any, Any, Any]
@@ -131,6 +136,55 @@ class EpisodeCollector:
         self.horizon = horizon
         self.mode: AutoresetMode = envs.metadata["autoreset_mode"]
         self._seed = seed
+        self._first_seed = seed
+        self._batches = 0
+
+    def training_state(self) -> dict[str, Any]:
+        """Return what the next `collect` depends on, between two of them, as JSON values.
+
+        That is the environments' generators (see `environment_state` for those that it knows).
+        Where they are out of reach, a seed is put in their place, made of the collector's own and
+        of how many batches there were: a run that goes on from it draws as well as the one that was
+        stopped, and the same each time that it goes on from there, but not what that would have.
+        """
+        state = None if self._seed is not None else environment_state(self.envs)
+        seed = self._seed
+        if seed is None and state is None and self._first_seed is not None:
+            entropy = (self._first_seed, self._batches)
+            seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
+        return {
+            "seed": seed,
+            "first_seed": self._first_seed,
+            "batches": self._batches,
+            "environment": state,
+        }
+
+    def check_training_state(self, state: Any) -> None:
+        """Check what is to be given to `restore_training`; nothing changes.
+
+        Raises:
+            ValueError: it is no state of such a collector.
+        """
+        names = ("seed", "first_seed", "batches")
+        if not isinstance(state, dict) or not all(
+            (isinstance(state.get(name), int) and state[name] >= 0)
+            or (name in state and state[name] is None and name != "batches")
+            for name in names
+        ):
+            raise ValueError(f"got {state!r:.80} for the collector of episodes: it is damaged")
+        if state.get("environment") is not None:
+            check_environment_state(self.envs, state["environment"])
+        elif state["seed"] is None and state["first_seed"] is not None:
+            raise ValueError(
+                "the collector of episodes has neither a seed nor a state: it is damaged"
+            )
+
+    def restore_training(self, state: dict[str, Any]) -> None:
+        """Go on from what `training_state` returned, after `check_training_state`."""
+        self._seed, self._first_seed = state["seed"], state["first_seed"]
+        self._batches = state["batches"]
+        if state.get("environment") is not None:
+            set_environment_state(self.envs, state["environment"])
 
     def collect(self, explore: npt.NDArray[np.bool_], act: Act) -> list[Episode]:
         """Run one episode for each entry of `explore`.
@@ -152,6 +206,7 @@ class EpisodeCollector:
         ghost = np.zeros(n, dtype=np.bool_)
         observations, _ = self.envs.reset(seed=self._seed)
         self._seed = None
+        self._batches += 1
         seen: list[npt.NDArray[Any]] = []
         acted: list[npt.NDArray[Any]] = []
         rewarded: list[npt.NDArray[np.float64]] = []

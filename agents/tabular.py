@@ -1,5 +1,6 @@
 """A table policy on the gridworld, through the compiled engine."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,9 @@ from awsgd_rl.adaptation import RunningScale
 from awsgd_rl.agents import critic as critic_module
 from awsgd_rl.agents import engine, tables
 from awsgd_rl.agents.exploration import CrossEntropyExploration
+from awsgd_rl.agents.random_states import check_numpy_state, numpy_state
+from awsgd_rl.agents.row_memory import RowMemory
+from awsgd_rl.agents.training_file import Layout, layout_of
 from awsgd_rl.envs.gridworld import TrapGridworld
 
 _DECAY = 0.99  # of what a batch taught Q_τ, at each later batch
@@ -43,65 +47,6 @@ class TabularTrajectories:
 
     def __len__(self) -> int:
         return len(self.which)
-
-
-class RowMemory:
-    """The last `capacity` trajectories, their rows in one growing array.
-
-    Rows are appended; when the array is full, those of trajectories that are gone are squeezed out
-    into an array twice the size of what is left: O(1) a row in the long run, and memory in
-    proportion to what the stored trajectories hold.
-    """
-
-    def __init__(self, capacity: int, n_actions: int, n_sums: int = 3) -> None:
-        self.capacity = capacity
-        self.stored = 0  # trajectories held, at most `capacity`
-        self._next = 0
-        self._end = 0
-        self.rows = tables.Rows(
-            np.zeros(capacity, np.int64),
-            np.zeros(capacity, np.int64),
-            np.empty(1024, np.int32),
-            np.empty((1024, n_actions, n_sums)),
-        )
-        self.log_drawn = torch.zeros(capacity, dtype=torch.float64)
-
-    def append(self, trajectories: TabularTrajectories) -> NDArray[np.int64]:
-        """Store trajectories [B], the oldest making way; return their slots [B].
-
-        Raises:
-            ValueError: if there are more of them than the memory holds.
-        """
-        n = len(trajectories)
-        if n > self.capacity:
-            raise ValueError(
-                f"got a batch of {n} trajectories for a memory of {self.capacity}: make it larger"
-            )
-        slots = (self._next + np.arange(n)) % self.capacity
-        self.rows.size[slots] = 0  # before making room, so that what is replaced is squeezed out
-        sizes = trajectories.rows.size[trajectories.which]
-        self._make_room(int(sizes.sum()))
-        tables.copy_rows(trajectories.rows, trajectories.which, self.rows, slots, self._end)
-        self._end += int(sizes.sum())
-        self.log_drawn[torch.from_numpy(slots)] = trajectories.log_drawn
-        self._next = int((self._next + n) % self.capacity)
-        self.stored = min(self.stored + n, self.capacity)
-        return slots
-
-    def _make_room(self, n_rows: int) -> None:
-        if self._end + n_rows <= len(self.rows.state):
-            return
-        live = int(self.rows.size.sum())
-        room = max(1024, 2 * (live + n_rows))
-        new = tables.Rows(
-            np.zeros_like(self.rows.first),
-            np.zeros_like(self.rows.size),
-            np.empty(room, np.int32),
-            np.empty((room, *self.rows.sums.shape[1:])),
-        )
-        everything = np.arange(self.capacity)
-        tables.copy_rows(self.rows, everything, new, everything, 0)
-        self.rows, self._end = new, live
 
 
 class TabularLearner:
@@ -176,12 +121,16 @@ class TabularLearner:
         self._scratch = np.zeros((n_states, n_actions + 1))
         self._scale = RunningScale()
         self._room: tables.Rows | None = None
+        self.rollouts: Any = None  # workers that draw in its place (`distributed.py`)
 
     def collect(self, n_target: int, n_exploration: int) -> TabularTrajectories:
         """Run fresh episodes; what the last call returned is overwritten (`remember` copies)."""
         n = n_target + n_exploration
         if n_exploration and self.rule is not None:
             self.rule.write(self.target, self.exploration)
+        if self.rollouts is not None:
+            drawn: TabularTrajectories = self.rollouts.collect(n_target, n_exploration)
+            return drawn
         if self._room is None or len(self._room.first) < n:
             self._room = engine.make_room(self.grid, n)
         rows, outcomes = engine.rollout(
@@ -389,6 +338,62 @@ class TabularLearner:
                 checked["critic.q"].copy(), checked["critic.moves"].copy()
             )
 
+    def training_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return all that the next batch depends on, between two of them: tensors, JSON values."""
+        arrays = {
+            "target.logits": self.target.logits,
+            "exploration.logits": self.exploration.logits,
+            "values": self.values,
+        }
+        if self.critic is not None:
+            arrays |= {"critic.q": self.critic.q, "critic.moves": self.critic.moves}
+        tensors = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
+        tensors |= {f"scale.{name}": x.clone() for name, x in self._scale.state_dict().items()}
+        values: dict[str, Any] = {
+            "generator": numpy_state(self._rng),
+            "predict_generator": numpy_state(self._predict_rng),
+        }
+        if self.rule is not None:
+            learned = self.rule.training_state()
+            tensors |= {f"exploration.{name}": x for name, x in learned.items()}
+        if self.memory is not None:
+            kept, values["memory"] = self.memory.training_state()
+            tensors |= {f"memory.{name}": x for name, x in kept.items()}
+        return tensors, values
+
+    def training_layout(self, names: Collection[str]) -> Layout:
+        """Return what `training_state` may return: types and shapes."""
+        layout = layout_of(self.training_state()[0])
+        for name in ("exploration.log_probability", "memory.state", "memory.sums"):
+            if name in layout:
+                dtype, shape = layout[name]
+                layout[name] = (dtype, (None, *shape[1:]))
+        return layout
+
+    def restore_training(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        """Go on from what `training_state` returned; the tensors fit `training_layout`.
+
+        Raises:
+            ValueError: numbers do not fit together; nothing has changed then.
+        """
+        streams = [check_numpy_state(values.get(f"{use}generator")) for use in ("", "predict_")]
+        kept = _part(tensors, "memory.")
+        if self.memory is not None:
+            self.memory.check_training_state(kept, values.get("memory"), len(self.values))
+        if self.rule is not None:
+            self.rule.restore_training(_part(tensors, "exploration."))
+        self._scale.load_state_dict(_part(tensors, "scale."))
+        if self.memory is not None:
+            self.memory.restore_training(kept, values["memory"])
+        self.target = tables.make_table(tensors["target.logits"].numpy())
+        self.exploration = tables.make_table(tensors["exploration.logits"].numpy())
+        self.values = tensors["values"].numpy().copy()
+        if self.critic is not None:
+            self.critic = critic_module.Critic(
+                tensors["critic.q"].numpy().copy(), tensors["critic.moves"].numpy().copy()
+            )
+        self._rng.bit_generator.state, self._predict_rng.bit_generator.state = streams
+
     def _memory(self) -> RowMemory:
         if self.memory is None:
             raise ValueError("this learner was made with memory=0: pass the number to be kept")
@@ -422,6 +427,11 @@ def grid_of(env: TrapGridworld, reward_scale: float = 1.0) -> engine.Grid:
         float(env.slip),
         int(env.horizon),
     )
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    start = len(prefix)
+    return {name[start:]: x for name, x in tensors.items() if name.startswith(prefix)}
 
 
 def _refuse(step_clip: float | None) -> None:

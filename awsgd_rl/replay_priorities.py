@@ -1,7 +1,7 @@
 """Priorities of a ring's slots as a proposal: q ∝ priority^α, mixed with uniform draws."""
 
 from collections.abc import Callable
-from typing import Self, final
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -224,14 +224,14 @@ class PriorityProposal(Proposal):
         """Takes over what `get_extra_state` gave."""
         self.load(state["scores"])
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         before = torch.empty(0, device=self._tree.device)
         if (after := fn(before).device) != before.device:
             raise ValueError(
                 f"priorities cannot move from {before.device} to {after} alone, expected to stay "
                 "beside their transitions: make the buffer with device="
             )
-        return super()._apply(fn, recurse)
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
     def log_prob(self, items: Tensor, *, given: Tensor | None = None) -> Tensor:
         """[B] log probability; there is no τ, so there is no gradient."""

@@ -354,7 +354,11 @@ def _remove_run_files(path: Path) -> None:
     # config.json goes last, by being replaced: if this is cut short, the folder is still a run.
     for pattern in _OWN_FILES:
         for file in path.glob(pattern):
-            file.unlink()
+            # What a crash left of an agent that was being saved is a folder.
+            if file.is_dir() and not file.is_symlink():
+                shutil.rmtree(file)
+            else:
+                file.unlink()
     for name in _OWN_FOLDERS:
         if (path / name).is_dir() and not (path / name).is_symlink():
             shutil.rmtree(path / name)

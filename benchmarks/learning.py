@@ -214,7 +214,8 @@ def _before_learning(config: CompareConfig) -> dict[str, Interval]:
     """Return, exactly, how often a uniform policy succeeds, and its return's standard deviation."""
     success, spread = [], []
     for number in range(config.seed, config.seed + config.maps):
-        mdp = TabularMDP.from_gridworld(config.make_env(number).unwrapped)
+        grid: Any = config.make_env(number).unwrapped
+        mdp = TabularMDP.from_gridworld(grid)
         uniform = np.full((mdp.n_states, mdp.n_actions), 1.0 / mdp.n_actions)
         success.append(mdp.success_probability(uniform))
         spread.append(math.sqrt(mdp.return_variance(uniform, DISCOUNT)))

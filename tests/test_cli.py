@@ -23,7 +23,7 @@ from awsgd_rl.cli_output import format_interval, format_number
 from awsgd_rl.report import command_line
 from awsgd_rl.runs import RunFolder, read_config, read_results
 
-COMMANDS = ["train", "evaluate", "compare", "bench", "report", "list"]
+COMMANDS = ["train", "evaluate", "compare", "bench", "tune", "report", "list"]
 KWARGS = '{"size": 3, "traps": 1, "horizon": 12}'
 TRAIN = ["train", "--algo", "a2c", "--env-kwargs", KWARGS, "--total-episodes", "20"]
 TRAIN += ["--eval-episodes", "5"]
@@ -168,6 +168,7 @@ def test_version(awsgd: Command) -> None:
         ["train", "--algo", "prioritized-dqn", "--help"],
         ["evaluate", "--help"],
         ["bench", "--help"],
+        ["tune", "--help"],
         ["report", "--help"],
         ["list"],
     ],
@@ -175,7 +176,8 @@ def test_version(awsgd: Command) -> None:
 def test_help_imports_nothing_heavy(argv: list[str]) -> None:
     script = (
         "import sys; from awsgd_rl.cli import main; assert main(sys.argv[1:]) == 0;"
-        "heavy = {'torch', 'numba', 'matplotlib', 'scipy', 'pandas', 'stable_baselines3'};"
+        "heavy = {'torch', 'numba', 'matplotlib', 'optuna', 'scipy', 'pandas'};"
+        "heavy.add('stable_baselines3');"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", script, *argv], capture_output=True, text=True)
@@ -219,7 +221,7 @@ BAD_USAGE = {
     "train --algo a2c --eval-episodes -1": "--eval-episodes is -1",
     "train --algo a2c --seed -1": "--seed is -1",
     "train --algo a2c --device tpu": "expected auto, cpu or cuda",
-    "train --algo a2c --resume": "unknown option --resume",
+    "train --algo a2c --resume": "pass its folder with --out",
     "evaluate": "DIR is missing",
     "evaluate nowhere": "no folder 'nowhere'",
     "evaluate .": "no saved agent",
@@ -240,6 +242,12 @@ BAD_USAGE = {
     "compare --resume --out x": "not a run folder",
     "bench": "NAME is missing",
     "bench env-sped": "did you mean 'env-speed'",
+    "tune --trials 0": "trials is 0",
+    "tune --seed 7": "seed is 7, expected 1000 or more",
+    "tune --preset 15/8": "did you mean '15/9'",
+    "tune --space [1]": "expected such as",
+    "tune --resume": "--out",
+    "tune --resume --out x": "not a run folder",
     "report": "no run folder",
     "report .": "not a run folder",
     "list x": "unknown option x",

@@ -63,12 +63,12 @@ def test_a_summary_holds_only_numbers(tmp_path: Path) -> None:
 
 
 def test_a_run_is_not_written_over(tmp_path: Path) -> None:
-    folder = create(tmp_path)
+    folder = RunFolder.create(tmp_path, name="evaluate", config={})
     folder.write_results([], {"x": 1.0}, "cpu")
     before = files(tmp_path)
     with pytest.raises(RunExistsError, match="--overwrite") as error:
-        create(tmp_path)
-    assert "--resume" not in str(error.value)  # which `train` does not have
+        RunFolder.create(tmp_path, name="evaluate", config={})
+    assert "--resume" not in str(error.value)  # which `evaluate` does not have
     assert isinstance(error.value, ValueError)
     assert isinstance(error.value, FileExistsError)
     assert files(tmp_path) == before
@@ -83,7 +83,7 @@ def test_the_refusal_names_resume_where_there_is_one(tmp_path: Path) -> None:
 def test_overwrite_removes_the_old_run_and_nothing_else(tmp_path: Path) -> None:
     folder = create(tmp_path)
     folder.write_results([], {"x": 1.0}, "cpu")
-    for name in ["agent", "tensorboard"]:
+    for name in ["agent", "tensorboard", ".agent.0123.partial"]:
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_text("old")
     for name in ["monitor.csv", "curve.png", ".a.partial.png"]:

@@ -1,0 +1,190 @@
+"""A training state on the disk: a folder of `training.json` and `training.safetensors`.
+
+Data without code, and whole or not there: both files are flushed to the disk in a folder of another
+name, which then gets its own in one step. The JSON says what the tensors' file must look like (its
+size and SHA-256), so that what was cut short or changed is noticed before any of it is used.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+SCHEMA: Final = 1
+"""Version of the layout of both files."""
+ABOUT: Final = "training.json"
+TENSORS: Final = "training.safetensors"
+
+Layout = dict[str, tuple[torch.dtype, tuple[int | None, ...]]]
+"""Type and shape of each tensor; None stands for any length."""
+
+_LARGEST_ABOUT = 2**24  # bytes; a run's are some ten thousand
+_PIECE = 2**20
+_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+class DamagedError(ValueError):
+    """What is there is no whole training state; one that was written before may be."""
+
+
+def write_training(path: Path, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Write a training state; the folder appears whole, in place of an older one, or not at all.
+
+    Args:
+        path: the folder.
+        about: what is to be in the JSON; finite numbers, strings, lists and mappings.
+        tensors: on any device.
+
+    Raises:
+        OSError: the disk is full, or the like; what was at `path` is still there.
+        ValueError: `path` holds something that is no training state.
+    """
+    if path.exists() and not (path.is_dir() and {f.name for f in path.iterdir()} <= _OWN):
+        raise ValueError(f"{path} exists and is no training state: choose another folder")
+    data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    digest = hashlib.sha256(data).hexdigest()
+    text = json.dumps({"schema": SCHEMA, "bytes": len(data), "sha256": digest, **about})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    token = secrets.token_hex(4)
+    partial, old = (path.with_name(f".{path.name}.{token}.{end}") for end in ("partial", "old"))
+    try:
+        partial.mkdir()
+        for name, content in ((TENSORS, data), (ABOUT, text.encode())):
+            with (partial / name).open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        _sync_folder(partial)
+        if path.exists():
+            path.replace(old)
+        partial.replace(path)
+        _sync_folder(path.parent)
+    except BaseException:
+        if old.exists() and not path.exists():
+            old.replace(path)
+        raise
+    finally:
+        for leftover in (partial, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def read_about(path: Path) -> dict[str, Any]:
+    """Check that a training state is whole; return what its JSON holds.
+
+    Raises:
+        DamagedError: a file is missing, cut short, or not as it was written.
+        ValueError: it is of a newer version, or there is none.
+    """
+    if not path.is_dir():
+        raise ValueError(f"{path} is no folder, expected a training state")
+    about = _read_json(path)
+    tensors = path / TENSORS
+    try:
+        size = tensors.stat().st_size
+        if size != about["bytes"]:
+            raise DamagedError(f"{tensors} has {size} bytes, expected {about['bytes']}: cut short")
+        digest = hashlib.sha256()
+        with tensors.open("rb") as file:
+            while piece := file.read(_PIECE):
+                digest.update(piece)
+    except OSError as error:
+        raise DamagedError(f"{tensors} cannot be read: {error}") from None
+    if digest.hexdigest() != about["sha256"]:
+        raise DamagedError(f"{tensors} is not as it was written: its SHA-256 differs")
+    return about
+
+
+@contextlib.contextmanager
+def open_tensors(path: Path) -> Iterator[Any]:
+    """Give the tensors' file, of which nothing has been read but its header.
+
+    Raises:
+        DamagedError: it is no safetensors file, or its header does not fit its size.
+    """
+    try:
+        with safe_open(path / TENSORS, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise DamagedError(f"{path / TENSORS} is no whole safetensors file: {error}") from None
+
+
+def check_layout(path: Path, file: Any, layout: Layout) -> None:
+    """Check names, types and shapes of an open file, before any of its tensors takes memory.
+
+    Raises:
+        ValueError: they are not those of the layout.
+    """
+    if wrong := sorted(layout.keys() ^ set(file.keys())):
+        raise ValueError(
+            f"{path} does not fit this agent: {wrong[0]!r} is on one side only; make the agent "
+            "with the policy, environment and options that it was saved with"
+        )
+    for name, (dtype, shape) in layout.items():
+        part = file.get_slice(name)
+        got = tuple(part.get_shape())
+        fits = len(got) == len(shape) and all(
+            n in (None, m) for n, m in zip(shape, got, strict=True)
+        )
+        if not fits or part.get_dtype() != _NAMES[dtype]:
+            wanted = ", ".join("any" if n is None else str(n) for n in shape)
+            raise ValueError(
+                f"{path} does not fit this agent: {name!r} is {part.get_dtype()} of shape {got}, "
+                f"expected {_NAMES[dtype]} of shape ({wanted})"
+            )
+
+
+def layout_of(tensors: Mapping[str, Tensor]) -> Layout:
+    """Return the layout that tensors have."""
+    return {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+
+
+_OWN = frozenset({ABOUT, TENSORS})
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    file = path / ABOUT
+    try:
+        if file.stat().st_size > _LARGEST_ABOUT:
+            raise DamagedError(f"{file} has more than {_LARGEST_ABOUT} bytes: it is none of ours")
+        about = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        if isinstance(error, DamagedError):
+            raise
+        raise DamagedError(f"{file} cannot be read: {error}") from None
+    if not isinstance(about, dict) or not isinstance(about.get("schema"), int):
+        raise DamagedError(f"{file} is damaged: expected an object with a schema number")
+    if about["schema"] > SCHEMA:
+        raise ValueError(
+            f"{path} was written by a newer awsgd-rl (schema {about['schema']}, this one reads "
+            f"{SCHEMA}): upgrade with pip install -U awsgd-rl"
+        )
+    if not isinstance(about.get("bytes"), int) or not isinstance(about.get("sha256"), str):
+        raise DamagedError(f"{file} is damaged: it does not say the size and SHA-256 of {TENSORS}")
+    return about
+
+
+def _sync_folder(path: Path) -> None:
+    if os.name != "posix":  # elsewhere a folder cannot be opened to be flushed
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

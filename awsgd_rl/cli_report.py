@@ -11,7 +11,14 @@ from tyro.conf import Positional, arg
 from awsgd_rl.cli_common import UsageError, bad_usage, parse
 from awsgd_rl.cli_output import Output
 
-DESCRIPTION = """Write one HTML page with the figures, tables and settings of runs.
+DESCRIPTION = """Write one HTML page about runs, to be looked at in any browser.
+
+The page is a single file that needs no server and no network: tables with
+intervals, curves to zoom into, figures, settings, and the command that makes
+each run again. Of a table that `train` let learn on a gridworld it shows the
+map too: both policies and the trajectories drawn from them, with a slider
+over training. Curves that several runs share are also drawn together.
+A page with curves holds a copy of plotly.js: 5 MB.
 
 examples:
   awsgd-rl report runs/compare-20260101-120000 --open
@@ -28,7 +35,8 @@ class ReportOptions:
     open: bool = False
     """Show the page in the browser."""
     out: Path | None = None
-    """The file to write, or a folder for it. Default: report.html in the first run folder."""
+    """The file to write, which gets the suffix .html if it has none, or a folder for it. Default:
+    report.html in the first run folder."""
     overwrite: bool = False
     """Replace a file that is there."""
     quiet: bool = False
@@ -41,15 +49,13 @@ def main(argv: Sequence[str]) -> None:
     """Run the command."""
     options: ReportOptions
     (options,) = parse("report", argv, DESCRIPTION, ReportOptions)
-    from awsgd_rl.report import write_report
+    from awsgd_rl.report import report_path, write_report
 
-    out = options.out
     with bad_usage():
-        if out is not None and out.is_dir():
-            out = out / "report.html"
-        if out is not None and out.exists() and not options.overwrite:
-            raise UsageError(f"{str(out)!r} is there already: pass --overwrite to replace it")
-        path = write_report(options.folders, out)
+        target = report_path(options.folders, options.out)
+        if options.out is not None and target.exists() and not options.overwrite:
+            raise UsageError(f"{str(target)!r} is there already: pass --overwrite to replace it")
+        path = write_report(options.folders, target)
     Output(quiet=options.quiet).wrote(path)
     if options.open:
         webbrowser.open(path.resolve().as_uri())

@@ -21,6 +21,7 @@ COMMANDS: Final = {
     "evaluate": "a saved agent: return, length and success with 95 % intervals",
     "compare": "agents side by side (with no arguments: the main job)",
     "bench": "a figure or table of the README, made again",
+    "tune": "step sizes and the like, on seeds that are not reported",
     "report": "a page of figures from one or more run folders",
     "list": "environments, presets, algorithms and benches",
 }

@@ -1,7 +1,10 @@
 """`awsgd-rl evaluate`: return, length and success of a saved agent; with --rare, rare outcomes."""
 
+import importlib.util
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +42,7 @@ examples:
   awsgd-rl evaluate runs/train-20260101-120000
   awsgd-rl evaluate runs/train-20260101-120000 --episodes 10000 --seed 1
   awsgd-rl evaluate runs/train-20260101-120000 --render gif
+  awsgd-rl evaluate runs/train-20260101-120000 --render mp4       needs MoviePy
   awsgd-rl evaluate runs/train-20260101-120000 --rare failure
   awsgd-rl evaluate runs/train-20260101-120000 --rare trap --relative-error 0.02
 """
@@ -59,8 +63,9 @@ class EvaluateOptions:
     relative_error: float | None = None
     """With --rare: standard error, as a share of the estimate, at which to stop; above 0. Default:
     0.1."""
-    render: Literal["human", "gif"] | None = None
-    """human: show the episodes in a window. gif: write the first one to episode.gif."""
+    render: Literal["human", "gif", "mp4"] | None = None
+    """human: show the episodes in a window. gif, mp4: write the first one (of a long one its first
+    1,000 frames) to episode.gif or episode.mp4; mp4 needs MoviePy (pip install moviepy)."""
     deterministic: bool = False
     """Take the most probable actions, rather than draw them from the policy."""
     seed: int = 0
@@ -83,14 +88,17 @@ def main(argv: Sequence[str]) -> None:
         raise UsageError("--relative-error is for --rare: give the outcome, such as --rare failure")
     episodes = (3 if asked.render == "human" else 100) if asked.episodes is None else asked.episodes
     out = Output(quiet=options.quiet)
-    if asked.render == "gif":
+    filmed = asked.render in ("gif", "mp4")
+    if filmed:
         # Without this, pygame looks for a screen that it does not need, and complains.
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     with run_folder(options, "evaluate") as start:
         require_integer("--episodes", episodes)
         require_integer("--seed", asked.seed, minimum=0)
         path = agent_folder(asked.directory)
-        env = env_of(path, {"gif": "rgb_array", "human": "human", None: None}[asked.render])
+        if asked.render == "mp4":
+            _require_moviepy()
+        env = env_of(path, "rgb_array" if filmed else asked.render)
         agent = load(path, env, asked)
         folder = start(
             {
@@ -106,7 +114,7 @@ def main(argv: Sequence[str]) -> None:
     episode = 0
 
     def keep_frame() -> None:
-        if asked.render == "gif" and episode == 0 and len(frames) < _MOST_FRAMES:
+        if filmed and episode == 0 and len(frames) < _MOST_FRAMES:
             frames.append(env.render())
 
     with out.progress("evaluate", episodes, "episodes") as update:
@@ -135,7 +143,8 @@ def main(argv: Sequence[str]) -> None:
     written = [folder.write_results(rows, summary, describe_cpu())]
     if frames:
         fps = env.metadata.get("render_fps", 12)
-        written.append(_write_gif(folder.path / "episode.gif", frames, fps))
+        write = _write_gif if asked.render == "gif" else _write_mp4
+        written.append(write(folder.path / f"episode.{asked.render}", frames, fps))
     title = f"{asked.directory}, {episodes} episodes"
     out.table(title, ["", "value [95 % interval]"], summary_rows(summary))
     out.wrote(*written)
@@ -194,4 +203,32 @@ def _write_gif(path: Path, frames: Sequence[Any], fps: float) -> Path:
         # Viewers take less than 20 ms for 100 ms.
         duration = max(20, round(1000 / fps))
         first.save(partial, save_all=True, append_images=others, duration=duration, loop=0)
+    return path
+
+
+def _require_moviepy() -> None:
+    if importlib.util.find_spec("moviepy") is None:
+        raise UsageError(
+            "--render mp4 needs MoviePy, which is not installed: pip install moviepy, or --render "
+            "gif"
+        )
+
+
+def _write_mp4(path: Path, frames: Sequence[Any], fps: float) -> Path:
+    """Write a film by Gymnasium's own recorder."""
+    from gymnasium.utils.save_video import save_video
+
+    from awsgd_rl.runs import atomic_path
+
+    with tempfile.TemporaryDirectory() as folder:
+        # It chooses the file's name, and warns of a folder that is there.
+        save_video(
+            [np.asarray(frame, dtype=np.uint8) for frame in frames],
+            str(Path(folder) / "film"),
+            episode_trigger=lambda episode: True,
+            fps=fps,
+        )
+        (film,) = Path(folder).glob("film/*.mp4")
+        with atomic_path(path) as partial:
+            shutil.copyfile(film, partial)
     return path

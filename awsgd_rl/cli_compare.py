@@ -5,7 +5,6 @@ import dataclasses
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from awsgd_rl.benchmarks.compare import (
     CompareConfig,
@@ -15,10 +14,10 @@ from awsgd_rl.benchmarks.compare import (
     write_figures,
 )
 from awsgd_rl.benchmarks.trial import Trial
-from awsgd_rl.cli_common import RunOptions, UsageError, parse, run_folder
-from awsgd_rl.cli_engine import TRIALS, EngineOptions, going_on
+from awsgd_rl.cli_common import RunOptions, parse, run_folder
+from awsgd_rl.cli_engine import TRIALS, EngineOptions, going_on, stored_config
 from awsgd_rl.cli_output import Output, format_interval, format_number
-from awsgd_rl.runs import RESULTS_FILE, RunFolder, describe_cpu, read_config
+from awsgd_rl.runs import RESULTS_FILE, RunFolder, describe_cpu
 
 DESCRIPTION = """Let agents learn side by side on the same maps, and compare their failures.
 
@@ -61,7 +60,7 @@ def main(argv: Sequence[str]) -> None:
     with contextlib.ExitStack() as running:
         with run_folder(options, "compare", resume=asked.resume) as start:
             if asked.resume:
-                config = _stored_config(start.path, config)
+                config = stored_config("compare", start.path, config)
                 if (start.path / RESULTS_FILE).exists():
                     out.line(f"{start.path} is finished: nothing is left to do")
                     return
@@ -117,24 +116,3 @@ def _print(out: Output, comparison: Comparison, summary: dict[str, float]) -> No
     ):
         if name in summary:
             out.line(f"{text}: {format_interval(summary, name)}")
-
-
-def _stored_config(path: Path, given: CompareConfig) -> CompareConfig:
-    """Return the config of an interrupted comparison, with the number of processes asked for now.
-
-    Raises:
-        UsageError: If other settings were given now that differ from the stored ones.
-    """
-    stored = read_config(path)["config"]
-    try:
-        config = CompareConfig(**{**stored, "algos": tuple(stored["algos"]), "jobs": given.jobs})
-    except (KeyError, TypeError) as error:
-        raise UsageError(f"{str(path)!r} holds no comparison of this version: {error}") from None
-    default = CompareConfig()
-    for field in dataclasses.fields(CompareConfig):
-        now, then = getattr(given, field.name), getattr(config, field.name)
-        if now not in (getattr(default, field.name), then):
-            raise UsageError(
-                f"--{field.name} is {now}, but the run to go on with has {then}: leave it out"
-            )
-    return config

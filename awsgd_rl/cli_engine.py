@@ -1,13 +1,18 @@
 """What the commands that run many trials share: where these run, and going on with the rest."""
 
 import contextlib
+import dataclasses
 import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 from awsgd_rl.benchmarks.workers import TaskError, execution
+from awsgd_rl.cli_common import UsageError
+from awsgd_rl.runs import read_config
+
+Config = TypeVar("Config")
 
 TRIALS: Final = "trials"
 """Folder of a run folder in which finished results are kept for `--resume`."""
@@ -54,3 +59,35 @@ def going_on(command: str, folder: Path, kept: Callable[[], int], what: str) -> 
         if isinstance(stop, TaskError):
             raise TaskError(f"{stop}; {hint}") from stop
         raise KeyboardInterrupt(hint) from None
+
+
+def stored_config(command: str, path: Path, given: Config) -> Config:
+    """Return the config of an interrupted run, with the number of processes asked for now.
+
+    Args:
+        command: "compare" or the like.
+        path: the run folder.
+        given: the config of the present command line, a dataclass with the fields `algos`, a tuple,
+            and `jobs`; what is not its default must be as it was then.
+
+    Raises:
+        UsageError: the folder holds another run, or other settings were given now.
+    """
+    held = read_config(path)
+    if held.get("name") != command:
+        raise UsageError(f"{str(path)!r} holds a run of {held.get('name')!r}, expected {command!r}")
+    kind: Any = type(given)
+    now, default = vars(given), vars(kind())
+    try:
+        then = {**held["config"], "algos": tuple(held["config"]["algos"]), "jobs": now["jobs"]}
+        config: Config = kind(**then)
+    except (KeyError, TypeError) as error:
+        raise UsageError(f"{str(path)!r} holds no run of this version: {error}") from None
+    for field in dataclasses.fields(kind):
+        value, stored = now[field.name], getattr(config, field.name)
+        if value not in (default[field.name], stored):
+            raise UsageError(
+                f"--{field.name.replace('_', '-')} is {value}, but the run to go on with has "
+                f"{stored}: leave it out"
+            )
+    return config

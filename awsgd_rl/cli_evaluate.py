@@ -65,7 +65,7 @@ class EvaluateOptions:
     0.1."""
     render: Literal["human", "gif", "mp4"] | None = None
     """human: show the episodes in a window. gif, mp4: write the first one (of a long one its first
-    1,000 frames) to episode.gif or episode.mp4; mp4 needs MoviePy (pip install moviepy)."""
+    1,000 frames) to episode.gif or episode.mp4; mp4 needs pip install 'awsgd-rl[video]'."""
     deterministic: bool = False
     """Take the most probable actions, rather than draw them from the policy."""
     seed: int = 0
@@ -209,8 +209,8 @@ def _write_gif(path: Path, frames: Sequence[Any], fps: float) -> Path:
 def _require_moviepy() -> None:
     if importlib.util.find_spec("moviepy") is None:
         raise UsageError(
-            "--render mp4 needs MoviePy, which is not installed: pip install moviepy, or --render "
-            "gif"
+            "--render mp4 needs MoviePy, which is not installed: pip install 'awsgd-rl[video]', or "
+            "--render gif"
         )
 
 

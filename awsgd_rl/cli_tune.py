@@ -4,15 +4,14 @@ import contextlib
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 from awsgd_rl.agents.search_spaces import SPACES, describe
 from awsgd_rl.benchmarks.search import Subject, TuneConfig, Tuned, make_subject
 from awsgd_rl.cli_common import RunOptions, UsageError, parse, run_folder
-from awsgd_rl.cli_engine import EngineOptions, going_on
+from awsgd_rl.cli_engine import EngineOptions, going_on, stored_config
 from awsgd_rl.cli_output import Output, format_interval, format_number
-from awsgd_rl.runs import RESULTS_FILE, RunFolder, describe_cpu, read_config
+from awsgd_rl.runs import RESULTS_FILE, RunFolder, describe_cpu
 
 STUDY_FILE: Final = "study.db"
 
@@ -62,7 +61,7 @@ def main(argv: Sequence[str]) -> None:
         with run_folder(options, "tune", resume=asked.resume) as start:
             study = start.path / STUDY_FILE
             if asked.resume:
-                config = _stored_config(start.path, config)
+                config = stored_config("tune", start.path, config)
                 if (start.path / RESULTS_FILE).exists():
                     out.line(f"{start.path} is finished: nothing is left to do")
                     return
@@ -159,28 +158,3 @@ def _print(
 
 def _spelled(value: Any) -> str:
     return format_number(value) if isinstance(value, float | int) else str(value)
-
-
-def _stored_config(path: Path, given: TuneConfig) -> TuneConfig:
-    """Return the config of an interrupted run, with the number of processes asked for now.
-
-    Raises:
-        UsageError: If other settings were given now that differ from the stored ones.
-    """
-    held = read_config(path)
-    if held.get("name") != "tune":
-        raise UsageError(f"{str(path)!r} holds a run of {held.get('name')!r}, expected 'tune'")
-    stored = held["config"]
-    try:
-        config = TuneConfig(**{**stored, "algos": tuple(stored["algos"]), "jobs": given.jobs})
-    except (KeyError, TypeError) as error:
-        raise UsageError(f"{str(path)!r} holds no run of this version: {error}") from None
-    default = TuneConfig()
-    for field in dataclasses.fields(TuneConfig):
-        now, then = getattr(given, field.name), getattr(config, field.name)
-        if now not in (getattr(default, field.name), then):
-            raise UsageError(
-                f"--{field.name.replace('_', '-')} is {now}, but the run to go on with has {then}: "
-                "leave it out"
-            )
-    return config

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from awsgd_rl.agents.search_spaces import Choices, Space, read_spaces, resolve
 from awsgd_rl.benchmarks.compare import CompareConfig
 from awsgd_rl.benchmarks.trial import Task as CompareTask
-from awsgd_rl.benchmarks.trial import _gridworld, _new_bin, binned, make_agent, walk
+from awsgd_rl.benchmarks.trial import binned, gridworld_of, is_new_bin, make_agent, walk
 from awsgd_rl.benchmarks.workers import Send, one_thread
 from awsgd_rl.validation import require_integer
 
@@ -180,7 +180,7 @@ def measure(task: Task, _send: Send) -> Outcome:
 def _learn(task: Task) -> tuple[str, float]:
     config = task.config
     env = config.make_env(task.map)
-    grid = _gridworld(env)
+    grid = gridworld_of(env)
     settings = {**task.subject.defaults, **task.options}
     agent = make_tuned_agent(config, task.subject, settings, env, task.map)
     unit = "episodes" if config.steps is None else "timesteps"
@@ -188,7 +188,7 @@ def _learn(task: Task) -> tuple[str, float]:
 
     def follow(agent: Any) -> None:
         known = agent.history["success"][-1]
-        if np.isnan(known) and grid is not None and _new_bin(agent.history[unit], config.budget):
+        if np.isnan(known) and grid is not None and is_new_bin(agent.history[unit], config.budget):
             known = walk(grid, agent.policy_table()).success
         success.append(known)
 

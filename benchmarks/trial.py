@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -178,30 +178,6 @@ class Trial:
             "curve_steps": self.curve_steps.tolist(),
         }
 
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Self:
-        """Read what `runs.to_json` made of a trial, to go on with an interrupted comparison.
-
-        Raises:
-            ValueError: a field is missing, or is no trial's.
-        """
-        try:
-            maps = {
-                name: value[name]
-                and PolicyMap(
-                    np.array(value[name]["policy"], dtype=np.float64),
-                    np.array(value[name]["visits"], dtype=np.float64),
-                    float(value[name]["success"]),
-                )
-                for name in ("target", "exploration")
-            }
-            curves = {
-                name: np.array(value[name], dtype=np.float64) for name in ("curve", "curve_steps")
-            }
-            return cls(**{**value, **maps, **curves})
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"this is no trial of a comparison: {error}") from None
-
 
 @one_thread()
 def run_task(task: Task, send: Send) -> Trial:
@@ -214,7 +190,7 @@ def run_task(task: Task, send: Send) -> Trial:
     """
     config = task.config
     env = config.make_env(task.map)
-    grid = _gridworld(env)
+    grid = gridworld_of(env)
     agent = make_agent(task, env)
     unit = "episodes" if config.steps is None else "timesteps"
     success: list[float] = []
@@ -223,7 +199,7 @@ def run_task(task: Task, send: Send) -> Trial:
     def follow(agent: Any) -> None:
         nonlocal sent
         known = agent.history["success"][-1]
-        if np.isnan(known) and grid is not None and _new_bin(agent.history[unit], config.budget):
+        if np.isnan(known) and grid is not None and is_new_bin(agent.history[unit], config.budget):
             # Nothing but Q_τ draws episodes (Algorithm 2): what P_w would do is computed.
             known = walk(grid, agent.policy_table()).success
         success.append(known)
@@ -291,7 +267,7 @@ def make_agent(task: Task, env: "gym.Env[Any, Any]") -> Any:
         from awsgd_rl.agents.stable_baselines import StableBaselines
 
         tuned: Mapping[str, Any] = {}
-        if _gridworld(env) is not None:
+        if gridworld_of(env) is not None:
             tuned = STABLE_BASELINES_ON_GRIDWORLDS.get(task.algorithm, {})
         return StableBaselines(
             task.algorithm, "MlpPolicy", env, seed=task.map, device="cpu", **tuned
@@ -369,14 +345,15 @@ def walk(env: "TrapGridworld", policy: FloatArray) -> PolicyMap:
     return PolicyMap(policy, visits, float(visits[env.goal_cells].sum()))
 
 
-def _gridworld(env: "gym.Env[Any, Any]") -> "TrapGridworld | None":
+def gridworld_of(env: "gym.Env[Any, Any]") -> "TrapGridworld | None":
+    """Return the gridworld that an environment wraps, if it is one."""
     from awsgd_rl.envs import TrapGridworld
 
     grid = env.unwrapped
     return grid if isinstance(grid, TrapGridworld) else None
 
 
-def _new_bin(ends: list[float], total: int) -> bool:
+def is_new_bin(ends: list[float], total: int) -> bool:
     """Return whether the last batch is the first one, or ended in another bin than that before."""
     bins = [int(BINS * end / total) for end in ends[-2:]]
     return len(set(bins)) == len(bins)

@@ -89,7 +89,7 @@ def test_an_mp4_without_moviepy(awsgd: Command, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     status, _, err = awsgd("evaluate", "agent", "--render", "mp4", "--out", "film")
     assert status == 2
-    assert "pip install moviepy" in err
+    assert "awsgd-rl[video]" in err
     assert err.count("\n") == 1
     assert not Path("film").exists()
 

@@ -11,12 +11,14 @@ from awsgd_rl.agents.training_file import DamagedError, read_about
 
 if TYPE_CHECKING:
     from awsgd_rl.agents.agent import Agent
+    from awsgd_rl.agents.stable_baselines import StableBaselines
 
 SECONDS: Final = 60.0
 """Time between two checkpoints, in seconds."""
 KEEP: Final = 3
 """How many are kept."""
 
+_SHARE: Final = 1 / 20  # of the time, at most, goes into writing them
 _DIGITS = 12
 
 
@@ -27,12 +29,14 @@ class Checkpoints:
         agent.learn(total_episodes=20_000, callback=Checkpoints("run/checkpoints"))
 
     Each is a folder named by the number of episodes. An older one goes only when a newer one is
-    whole on the disk. Where one cannot be written (the disk is full), a warning says so, those that
-    are there stay, and the training goes on.
+    whole on the disk. One that took long to write (a large replay buffer) is followed by a longer
+    wait, so that at most a twentieth of the time goes into them. Where one cannot be written (the
+    disk is full), a warning says so, those that are there stay, and the training goes on.
 
     Args:
         folder: where they are; made when the first is written.
-        seconds: time between two, 0 or more; at 0 one is written after every batch.
+        seconds: time between two, 0 or more; at 0 one is written after every batch, however long
+            that takes.
         keep: how many are kept, at least 1.
 
     Attributes:
@@ -48,18 +52,19 @@ class Checkpoints:
         self.keep = validation.require_integer("keep", keep)
         self.last: Path | None = None
         self._clock = time.monotonic()
+        self._took = 0.0  # seconds, the last one
 
-    def __call__(self, agent: "Agent") -> None:
+    def __call__(self, agent: "Agent | StableBaselines") -> None:
         """Write one if it is time; a failure to write is a warning."""
-        if time.monotonic() - self._clock >= self.seconds:
+        wait = max(self.seconds, self._took / _SHARE) if self.seconds else 0.0
+        if time.monotonic() - self._clock >= wait:
             self.try_write(agent)
 
-    def try_write(self, agent: "Agent") -> bool:
+    def try_write(self, agent: "Agent | StableBaselines") -> bool:
         """Write one, now; return whether that went well, after a warning if it did not."""
         try:
             self.write(agent)
         except OSError as error:
-            self._clock = time.monotonic()
             kept = f"the last one is {self.last}" if self.last else "there is none yet"
             warnings.warn(
                 f"no checkpoint could be written ({error}); {kept}, and the training goes on",
@@ -69,15 +74,20 @@ class Checkpoints:
             return False
         return True
 
-    def write(self, agent: "Agent") -> Path:
+    def write(self, agent: "Agent | StableBaselines") -> Path:
         """Write one, now, and remove those that are no longer kept; return its path.
 
         Raises:
             OSError: it could not be written; those that are there stay.
         """
         path = self.folder / f"{agent.num_episodes:0{_DIGITS}d}"
-        agent.save_training(path)
-        self.last, self._clock = path, time.monotonic()
+        begun = time.monotonic()
+        try:
+            agent.save_training(path)
+        finally:
+            self._clock = time.monotonic()
+            self._took = self._clock - begun
+        self.last = path
         others = [other for other in numbered(self.folder) if other != path]
         # What is of more episodes was damaged, or the training would have gone on from there.
         older = [other for other in others if int(other.name) < agent.num_episodes]

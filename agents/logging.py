@@ -74,10 +74,10 @@ class RunLogger:
             self._lengths.extend(resume["lengths"])
             self._successes.extend(resume["successes"])
             if self.log_dir is not None:
-                _cut_off(self.log_dir / "monitor.csv", resume["monitor_rows"])
+                cut_off(self.log_dir / "monitor.csv", resume["monitor_rows"])
         if tensorboard_log is not None:
             purge_from = None if resume is None else self._timesteps + 1
-            self._writer = _open_writer(Path(tensorboard_log), run_name, append, purge_from)
+            self._writer = open_writer(Path(tensorboard_log), run_name, append, purge_from)
         if self.log_dir is not None:
             self.log_dir.mkdir(parents=True, exist_ok=True)
             if append:
@@ -295,7 +295,7 @@ def check_position(position: Any) -> None:
         raise ValueError("the place of the logs has negative counts, or no numbers: it is damaged")
 
 
-def _cut_off(path: Path, rows: int) -> None:
+def cut_off(path: Path, rows: int) -> None:
     """Keep the header and that many rows of a monitor file, if it is there; for none, nothing."""
     if not path.exists():
         return
@@ -308,9 +308,20 @@ def _cut_off(path: Path, rows: int) -> None:
         file.truncate()
 
 
-def _open_writer(
+def open_writer(
     folder: Path, run_name: str, append: bool, purge_from: int | None
 ) -> "SummaryWriter":
+    """Return a writer into a new folder `<run_name>_<number>` of `folder`.
+
+    Args:
+        folder: TensorBoard's.
+        run_name: of the run.
+        append: write into the last one instead, if there is one.
+        purge_from: steps from this one on that are there are hidden; None: none are.
+
+    Raises:
+        ImportError: TensorBoard is not installed.
+    """
     # Imported here: it takes longer than all the rest, and few runs want it.
     try:
         from torch.utils.tensorboard.writer import SummaryWriter

@@ -6,8 +6,7 @@ its like, which are in `agents.prioritized`. Nothing of the algorithms is here. 
 seeds PyTorch's and NumPy's global generators, and draws from them.
 """
 
-import math
-import time
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -47,6 +46,7 @@ class StableBaselines:
             episodes (success is nan where the environment reports none). Of the importance-sampling
             columns of this package's own agents, prioritized algorithms have `ess` and `max_weight`
             (over the mean weight), of their last update; the others are nan.
+        monitor_rows: Episodes that `monitor.csv` has; the next `learn` goes on after them.
     """
 
     def __init__(
@@ -91,6 +91,8 @@ class StableBaselines:
         self._log_dir = None if log_dir is None else Path(log_dir)
         self.model = self._make_model(_checked_device(device))
         self.num_episodes = 0
+        self.monitor_rows = 0
+        self._continues_board = False
         self.history: dict[str, list[float]] = {name: [] for name in HISTORY}
 
     def _make_model(self, device: str) -> "BaseAlgorithm":
@@ -134,30 +136,45 @@ class StableBaselines:
             total_timesteps: Environment steps; rounded up to whole batches.
             total_episodes: Episodes, met exactly with one environment (with several, those that
                 end in the same step count too); the unfinished batch at the end is not used.
-            callback: Called with the agent after each entry of the history; False stops.
+            callback: Called with the agent after each entry of the history, between two batches;
+                False stops there.
             progress_bar: Show Stable-Baselines3's own bar (needs tqdm).
 
         Raises:
             ValueError: Unless exactly one of the two totals is given, as a positive number.
         """
+        from stable_baselines3.common.callbacks import CallbackList, ProgressBarCallback
+
+        from awsgd_rl.agents.stable_baselines_listener import (
+            Listener,
+            StopLearning,
+            continued_logger,
+        )
+
         if (total_timesteps is None) == (total_episodes is None):
             raise ValueError("give one of total_timesteps and total_episodes")
         if total_timesteps is not None:
             require_integer("total_timesteps", total_timesteps)
         if total_episodes is not None:
             require_integer("total_episodes", total_episodes)
-        monitor = None if self._log_dir is None else self._log_dir / "monitor.csv"
-        listener = _make_listener(self, total_episodes, callback, monitor)
+        listener = Listener(self, total_episodes, callback, self._monitor_path())
+        # Not by its own option: it would not be closed where the callback stops.
+        callbacks = CallbackList([listener, *([ProgressBarCallback()] if progress_bar else [])])
+        if self._continues_board and self._tensorboard_log is not None:
+            board = Path(self._tensorboard_log)
+            self.model.set_logger(continued_logger(board, self.algorithm, self.num_timesteps))
+        self._continues_board = False
         try:
             self.model.learn(
                 # Without a limit in steps the listener stops at the last episode.
                 2**62 if total_timesteps is None else total_timesteps,
-                callback=listener,
+                callback=callbacks,
                 tb_log_name=self.algorithm,
                 # Only this makes a new folder in `tensorboard_log`.
                 reset_num_timesteps=self.num_timesteps == 0,
-                progress_bar=progress_bar,
             )
+        except StopLearning:
+            callbacks.on_training_end()
         finally:
             listener.close()
         return self
@@ -265,6 +282,62 @@ class StableBaselines:
         agent.num_episodes = about["num_episodes"]
         return agent
 
+    def save_training(self, path: str | Path) -> None:
+        """Write all that this training needs to go on elsewhere into the folder `path`.
+
+        Call it before or after `learn`, or in its callback; a `Checkpoints`
+        (`awsgd_rl.agents.checkpoints`) is such a callback, and keeps the last few. It is numbers
+        only, and holds the replay buffer, where there is one. `save` writes the agent alone, to be
+        used or shared.
+
+        Raises:
+            OSError: If it could not be written (a full disk); what was at `path` is still there.
+            ValueError: If `path` holds something that is no training state.
+        """
+        from awsgd_rl.agents.stable_baselines_training import save_training
+
+        save_training(self, Path(path))
+
+    def restore_training(self, path: str | Path) -> None:
+        """Go on from what `save_training` wrote; `learn` then appends to the logs as they were.
+
+        The episodes that were under way are dropped: the environments are reset. So the training
+        does not end bit for bit as if it had never been stopped. The global generators of PyTorch,
+        NumPy and Python go on from where they were.
+
+        The agent must have been made with the same environment and options.
+
+        Raises:
+            ValueError: If it is damaged, of a newer version, or of an agent made otherwise; nothing
+                has changed then.
+        """
+        from awsgd_rl.agents.stable_baselines_training import restore_training
+
+        restore_training(self, Path(path))
+
+    def log_position(self) -> dict[str, Any]:
+        """Return where the logs stand, as `RunLogger.position`; what they say is on the disk."""
+        monitor = self._monitor_path()
+        if monitor is not None and monitor.exists():
+            with monitor.open("rb+") as file:
+                os.fsync(file.fileno())
+        recent: Any = self.model.ep_info_buffer or []
+        return {
+            "timesteps": self.num_timesteps,
+            "monitor_rows": self.monitor_rows,
+            "evaluations": 0,
+            "rewards": [float(episode["r"]) for episode in recent],
+            "lengths": [int(episode["l"]) for episode in recent],
+            "successes": [float(success) for success in self.model.ep_success_buffer or []],
+        }
+
+    def resume_log(self, monitor_rows: int) -> None:
+        """Let the next `learn` append to the logs from where they stood then."""
+        self.monitor_rows, self._continues_board = monitor_rows, True
+
+    def _monitor_path(self) -> Path | None:
+        return None if self._log_dir is None else self._log_dir / "monitor.csv"
+
     def _state(self) -> dict[str, "Tensor"]:
         """Return the tensors of the networks and of the optimizers."""
         tensors = {f"policy.{name}": x for name, x in self.model.policy.state_dict().items()}
@@ -308,86 +381,6 @@ class StableBaselines:
             "ent_coef_optimizer": getattr(model, "ent_coef_optimizer", None),
         }
         return {kind: optimizer for kind, optimizer in found.items() if optimizer is not None}
-
-
-def _make_listener(
-    agent: StableBaselines,
-    total_episodes: int | None,
-    callback: Callable[[StableBaselines], bool | None] | None,
-    monitor: Path | None,
-) -> Any:
-    """Return the callback that counts episodes, keeps the history and writes `monitor.csv`."""
-    from stable_baselines3.common.callbacks import BaseCallback
-    from stable_baselines3.common.monitor import ResultsWriter
-
-    class Listener(BaseCallback):
-        writer: ResultsWriter | None = None
-
-        def _on_training_start(self) -> None:
-            self.returns: list[float] = []
-            self.successes: list[float] = []
-            self.going = True
-            self.started = False
-            self.first_episode = agent.num_episodes
-            if monitor is not None:
-                env_id = agent.env.spec.id if agent.env.spec else type(agent.env).__name__
-                header: dict[str, float | str] = {"t_start": time.time(), "env_id": env_id}
-                # One wrapper's file has no column for a success that not every env reports.
-                self.writer = ResultsWriter(str(monitor), header, extra_keys=("is_success",))
-
-        def _on_rollout_start(self) -> None:
-            # The updates of the last batch have been made by now.
-            if self.started:
-                self._end_batch()
-            self.started = True
-
-        def _on_step(self) -> bool:
-            for info in self.locals["infos"]:
-                if "episode" in info:
-                    self._end_episode(info)
-            return self.going and not self._all_episodes_done()
-
-        def _on_training_end(self) -> None:
-            self._end_batch()
-
-        def close(self) -> None:
-            if self.writer is not None:
-                self.writer.close()
-
-        def _end_episode(self, info: dict[str, Any]) -> None:
-            agent.num_episodes += 1
-            success = float(info.get("is_success", math.nan))
-            self.returns.append(info["episode"]["r"])
-            self.successes.append(success)
-            if self.writer is not None:
-                self.writer.write_row({**info["episode"], "is_success": success})
-            if total_episodes is not None:
-                # Schedules run over the training, whose length in steps is not known: so that
-                # their progress is the share of the episodes, the length is estimated anew.
-                done = agent.num_episodes - self.first_episode
-                self.model._total_timesteps = max(1, self.num_timesteps * total_episodes // done)
-
-        def _end_batch(self) -> None:
-            if not self.returns:
-                return
-            entry = dict.fromkeys(HISTORY, math.nan)
-            entry["episodes"] = agent.num_episodes
-            entry["timesteps"] = agent.num_timesteps
-            entry["updates"] = self.model._n_updates
-            entry["success"] = float(np.mean(self.successes))
-            entry["return"] = float(np.mean(self.returns))
-            entry |= getattr(self.model, "diagnostics", {})
-            for name, value in entry.items():
-                agent.history[name].append(value)
-            self.returns, self.successes = [], []
-            if callback is not None and callback(agent) is False:
-                self.going = False
-
-        def _all_episodes_done(self) -> bool:
-            done = agent.num_episodes - self.first_episode
-            return total_episodes is not None and done >= total_episodes
-
-    return Listener()
 
 
 def _algorithm_class(algorithm: str) -> Any:

@@ -1,8 +1,10 @@
 """A training state on the disk: a folder of `training.json` and `training.safetensors`.
 
-Data without code, and whole or not there: both files are flushed to the disk in a folder of another
-name, which then gets its own in one step. The JSON says what the tensors' file must look like (its
-size and SHA-256), so that what was cut short or changed is noticed before any of it is used.
+An agent with a replay buffer has that in a file of its own beside them, `replay.safetensors`.
+
+Data without code, and whole or not there: all files are flushed to the disk in a folder of another
+name, which then gets its own in one step. The JSON says what the others must look like (size and
+SHA-256), so that what was cut short or changed is noticed before any of it is used.
 """
 
 import contextlib
@@ -11,7 +13,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,6 +26,7 @@ SCHEMA: Final = 1
 """Version of the layout of both files."""
 ABOUT: Final = "training.json"
 TENSORS: Final = "training.safetensors"
+REPLAY: Final = "replay.safetensors"
 
 Layout = dict[str, tuple[torch.dtype, tuple[int | None, ...]]]
 """Type and shape of each tensor; None stands for any length."""
@@ -44,13 +47,19 @@ class DamagedError(ValueError):
     """What is there is no whole training state; one that was written before may be."""
 
 
-def write_training(path: Path, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+def write_training(
+    path: Path,
+    about: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    write_replay: Callable[[Path], None] | None = None,
+) -> None:
     """Write a training state; the folder appears whole, in place of an older one, or not at all.
 
     Args:
         path: the folder.
         about: what is to be in the JSON; finite numbers, strings, lists and mappings.
         tensors: on any device.
+        write_replay: writes the replay buffer to the path it is given, and flushes it to the disk.
 
     Raises:
         OSError: the disk is full, or the like; what was at `path` is still there.
@@ -60,12 +69,17 @@ def write_training(path: Path, about: Mapping[str, Any], tensors: Mapping[str, T
         raise ValueError(f"{path} exists and is no training state: choose another folder")
     data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
     digest = hashlib.sha256(data).hexdigest()
-    text = json.dumps({"schema": SCHEMA, "bytes": len(data), "sha256": digest, **about})
+    sums: dict[str, Any] = {"schema": SCHEMA, "bytes": len(data), "sha256": digest}
     path.parent.mkdir(parents=True, exist_ok=True)
     token = secrets.token_hex(4)
     partial, old = (path.with_name(f".{path.name}.{token}.{end}") for end in ("partial", "old"))
     try:
         partial.mkdir()
+        if write_replay is not None:
+            write_replay(partial / REPLAY)
+            size = (partial / REPLAY).stat().st_size
+            sums["replay"] = {"bytes": size, "sha256": _sha256(partial / REPLAY)}
+        text = json.dumps({**sums, **about})
         for name, content in ((TENSORS, data), (ABOUT, text.encode())):
             with (partial / name).open("wb") as file:
                 file.write(content)
@@ -95,19 +109,9 @@ def read_about(path: Path) -> dict[str, Any]:
     if not path.is_dir():
         raise ValueError(f"{path} is no folder, expected a training state")
     about = _read_json(path)
-    tensors = path / TENSORS
-    try:
-        size = tensors.stat().st_size
-        if size != about["bytes"]:
-            raise DamagedError(f"{tensors} has {size} bytes, expected {about['bytes']}: cut short")
-        digest = hashlib.sha256()
-        with tensors.open("rb") as file:
-            while piece := file.read(_PIECE):
-                digest.update(piece)
-    except OSError as error:
-        raise DamagedError(f"{tensors} cannot be read: {error}") from None
-    if digest.hexdigest() != about["sha256"]:
-        raise DamagedError(f"{tensors} is not as it was written: its SHA-256 differs")
+    _check_file(path / TENSORS, about)
+    if "replay" in about:
+        _check_file(path / REPLAY, about["replay"])
     return about
 
 
@@ -155,7 +159,27 @@ def layout_of(tensors: Mapping[str, Tensor]) -> Layout:
     return {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
 
 
-_OWN = frozenset({ABOUT, TENSORS})
+_OWN = frozenset({ABOUT, TENSORS, REPLAY})
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(_PIECE):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _check_file(path: Path, expected: Mapping[str, Any]) -> None:
+    try:
+        size = path.stat().st_size
+        if size != expected["bytes"]:
+            raise DamagedError(f"{path} has {size} bytes, expected {expected['bytes']}: cut short")
+        digest = _sha256(path)
+    except OSError as error:
+        raise DamagedError(f"{path} cannot be read: {error}") from None
+    if digest != expected["sha256"]:
+        raise DamagedError(f"{path} is not as it was written: its SHA-256 differs")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -175,8 +199,10 @@ def _read_json(path: Path) -> dict[str, Any]:
             f"{path} was written by a newer awsgd-rl (schema {about['schema']}, this one reads "
             f"{SCHEMA}): upgrade with pip install -U awsgd-rl"
         )
-    if not isinstance(about.get("bytes"), int) or not isinstance(about.get("sha256"), str):
-        raise DamagedError(f"{file} is damaged: it does not say the size and SHA-256 of {TENSORS}")
+    for name, sums in ((TENSORS, about), (REPLAY, about.get("replay", about))):
+        known = isinstance(sums, dict) and isinstance(sums.get("bytes"), int)
+        if not known or not isinstance(sums.get("sha256"), str):
+            raise DamagedError(f"{file} is damaged: it does not say the size and SHA-256 of {name}")
     return about
 
 

@@ -164,8 +164,17 @@ def _made_with(agent: "Agent") -> dict[str, Any]:
     return found
 
 
-def _check_about(path: Path, about: dict[str, Any], agent: "Agent") -> None:
-    made = _made_with(agent)
+def check_made_with(path: Path, about: dict[str, Any], made: dict[str, Any]) -> None:
+    """Check what the JSON of any agent says: how it was made, counts, history, place of the logs.
+
+    Args:
+        path: the folder, for messages.
+        about: what `read_about` returned.
+        made: algorithm, policy, env, config and device of the agent that is to go on.
+
+    Raises:
+        ValueError: it is damaged, or of an agent made otherwise.
+    """
     for name in _MADE_WITH:
         if name == "config" and isinstance(about.get(name), dict):
             for option, value in made[name].items():
@@ -185,6 +194,11 @@ def _check_about(path: Path, about: dict[str, Any], agent: "Agent") -> None:
     columns = about.get("history")
     if not isinstance(columns, list) or not all(isinstance(name, str) for name in columns):
         raise ValueError(f"{path} is damaged: the columns of its history are {columns!r:.80}")
+    check_position(about.get("log"))
+
+
+def _check_about(path: Path, about: dict[str, Any], agent: "Agent") -> None:
+    check_made_with(path, about, _made_with(agent))
     if not isinstance(about.get("learner"), dict):
         raise ValueError(f"{path} is damaged: it says nothing of the learner")
     with_workers = isinstance(about.get("rollouts"), dict)
@@ -193,7 +207,6 @@ def _check_about(path: Path, about: dict[str, Any], agent: "Agent") -> None:
             f"{path} was saved {'with' if with_workers else 'without'} rollout workers, and this "
             f"agent has {'none' if with_workers else 'some'}: other batches would follow"
         )
-    check_position(about.get("log"))
 
 
 def _module_tensors(agent: "Agent") -> dict[str, Tensor]:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from awsgd_rl.agents import ALGORITHMS
 from awsgd_rl.cli_common import PROGRAM, UsageError
 from awsgd_rl.cli_environment import choose_env, read_env_kwargs
 from awsgd_rl.runs import read_config
@@ -24,10 +23,11 @@ Options = TypeVar("Options")
 
 @dataclass(frozen=True)
 class CheckpointOptions:
-    """Stopping and going on: awsgd and reinforce."""
+    """Stopping and going on."""
 
     checkpoint_seconds: float = 60.0
-    """Seconds between two checkpoints; 0 for one after every batch."""
+    """Seconds between two checkpoints, or more where one takes long to write (a replay buffer): at
+    most a twentieth of the time goes into them. 0 for one after every batch."""
     keep_checkpoints: int = 3
     """How many are kept: an older one goes when a newer one is whole on the disk."""
     resume: bool = False
@@ -96,30 +96,20 @@ def stored_options(
     return kind(**{name: kept[name] for name in vars(asked)}), {n: kept[n] for n in settings}
 
 
-def make_checkpoints(
-    algorithm: str, path: Path, options: CheckpointOptions
-) -> "Checkpoints | None":
-    """Return what writes the checkpoints of a run; None for algorithms that have none.
+def make_checkpoints(path: Path, options: CheckpointOptions) -> "Checkpoints":
+    """Return what writes the checkpoints of a run.
 
     Raises:
-        UsageError: If one of them is to go on.
         ValueError: If a number is out of range.
     """
     from awsgd_rl.agents.checkpoints import Checkpoints
 
     seconds = require_non_negative("--checkpoint-seconds", options.checkpoint_seconds)
     keep = require_integer("--keep-checkpoints", options.keep_checkpoints)
-    if ALGORITHMS[algorithm].config_name is not None:
-        return Checkpoints(path / CHECKPOINTS, seconds=seconds, keep=keep)
-    if options.resume:
-        raise UsageError(
-            f"{algorithm} learns by Stable-Baselines3, which cannot go on where it stopped: "
-            "--resume is for awsgd and reinforce; start again with --overwrite"
-        )
-    return None
+    return Checkpoints(path / CHECKPOINTS, seconds=seconds, keep=keep)
 
 
-def begin(agent: Any, path: Path, checkpoints: "Checkpoints | None", *, resume: bool) -> str:
+def begin(agent: Any, path: Path, checkpoints: "Checkpoints", *, resume: bool) -> str:
     """Write the first checkpoint, or go on from the newest one that is whole.
 
     Returns:
@@ -132,8 +122,6 @@ def begin(agent: Any, path: Path, checkpoints: "Checkpoints | None", *, resume: 
     """
     from awsgd_rl.agents.checkpoints import newest
 
-    if checkpoints is None:
-        return ""
     last = newest(checkpoints.folder) if resume else None
     if last is None:
         # The first one is written before anything is logged.

@@ -49,8 +49,10 @@ DESCRIPTION = f"""Train one agent on one environment.
 Options of the algorithm follow the common ones: --algo ppo --help shows PPO's.
 
 A checkpoint is written every minute and at Ctrl-C, so that a run that was
-stopped, however it was, goes on with --resume and ends with the same numbers
-as one that never was (awsgd and reinforce; on the CPU, bit for bit).
+stopped, however it was, goes on with --resume. awsgd and reinforce then end
+with the same numbers as if it had never been (on the CPU, bit for bit). The
+others go on with all that they had learned, their replay buffer included, but
+drop the episode that they were in and begin a new one: numbers differ.
 Checkpoints are kept until the run is done.
 
 algorithms:
@@ -140,7 +142,7 @@ def _train(argv: Sequence[str], sending: contextlib.ExitStack) -> None:
                 return
         _check_numbers(asked)
         check_wandb(tracking.wandb)
-        checkpoints = make_checkpoints(asked.algo, start.path, stopping)
+        checkpoints = make_checkpoints(start.path, stopping)
         env_id = choose_env(asked.env, asked.preset)
         kwargs = read_env_kwargs(asked.env_kwargs)
         env = make_env(env_id, kwargs)
@@ -174,7 +176,7 @@ def _train(argv: Sequence[str], sending: contextlib.ExitStack) -> None:
         recorder = _recorder(agent, folder.path, total)
         sending.enter_context(wandb_run(tracking.wandb, folder, quiet=options.quiet))
     out.line(f"train: {asked.algo} with {policy} on {env_id}{done}")
-    go_on = "" if checkpoints is None else how_to_go_on(folder.path)
+    go_on = how_to_go_on(folder.path)
     try:
         with rollouts:
             stopped = _learn(agent, total, out, checkpoints, recorder)
@@ -186,7 +188,7 @@ def _train(argv: Sequence[str], sending: contextlib.ExitStack) -> None:
     written = [folder.path / "agent", *_draw(agent, folder.path, f"{asked.algo} on {env_id}")]
     if stopped:
         kept = f"the agent of {agent.num_episodes} episodes is kept in {folder.path / 'agent'}"
-        raise KeyboardInterrupt(f"{kept}, {go_on}" if go_on else kept)
+        raise KeyboardInterrupt(f"{kept}, {go_on}")
     summary: dict[str, float] = {}
     rows = []
     if asked.eval_episodes:
@@ -310,14 +312,14 @@ def _learn(
                     done = min(history[unit][-1], count)  # the last batch may be past it
                     update(done, f"{quantity} {np.mean(recent):.3f}")
                     break
-            if checkpoints is not None and history[unit][-1] < count:
+            if history[unit][-1] < count:
                 checkpoints(agent)
             return not stopped.is_set()
 
         # Small tensors on several threads crawl, and a run should not depend on the cores.
         with one_thread():
             agent.learn(**{name: left}, callback=after_batch)
-    if stopped.is_set() and checkpoints is not None:
+    if stopped.is_set():
         checkpoints.try_write(agent)
     return stopped.is_set()
 
@@ -372,7 +374,7 @@ def _write_evaluations(folder: Path, algorithm: str, agent: Any, measured: Episo
     from awsgd_rl.agents.logging import RunLogger
 
     # From there, since a run that was stopped here may have added it already.
-    position = agent.log_position() if hasattr(agent, "log_position") else None
+    position = agent.log_position()
     with RunLogger(
         folder, folder / "tensorboard", run_name=algorithm, append=True, resume=position
     ) as log:

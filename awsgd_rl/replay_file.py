@@ -24,12 +24,21 @@ SCHEMA: Final = 1
 """Version of the layout of the file."""
 
 _HEADER: Final = "awsgd_rl_replay"
-_NAMES: Final = {
+DTYPES: Final = {
     torch.uint8: "U8",
+    torch.uint16: "U16",
+    torch.uint32: "U32",
+    torch.uint64: "U64",
+    torch.int8: "I8",
+    torch.int16: "I16",
     torch.int32: "I32",
     torch.int64: "I64",
+    torch.float16: "F16",
+    torch.float32: "F32",
     torch.float64: "F64",
 }
+"""What safetensors calls them."""
+
 _PIECE: Final = 1 << 26
 
 
@@ -61,7 +70,7 @@ def write(buffer: "ReplayBuffer", path: Path) -> None:
         tensors = {"priorities": buffer.proposal.tree.scores[: ring.size], **tensors}
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as partial:
-        _write_tensors(partial, tensors, {_HEADER: json.dumps(about)})
+        write_tensors(partial, tensors, {_HEADER: json.dumps(about)})
 
 
 def read(buffer: "ReplayBuffer", path: Path) -> None:
@@ -232,14 +241,23 @@ def _pieces(file: Any, size: int) -> Iterator[tuple[int, Tensor]]:
         yield first, transitions[first : min(first + step, size)]
 
 
-def _write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    # The package's own writer copies every tensor first.
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Writes a safetensors file in pieces; the format's own writer copies every tensor first.
+
+    Args:
+      path: of the file.
+      tensors: of `DTYPES`, with one dimension or more, on any device.
+      metadata: texts by name.
+
+    Raises:
+      OSError: if the disk is full, or the like.
+    """
     header: dict[str, Any] = {"__metadata__": metadata}
     end = 0
     for name, tensor in tensors.items():
         begin, end = end, end + tensor.nbytes
         header[name] = {
-            "dtype": _NAMES[tensor.dtype],
+            "dtype": DTYPES[tensor.dtype],
             "shape": list(tensor.shape),
             "data_offsets": [begin, end],
         }

@@ -204,6 +204,8 @@ def check_command(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
         raise Read
 
     monkeypatch.setattr(module, "parse", parse)
+    if name == "train":  # the options are those of the run to go on with, which is not there
+        monkeypatch.setattr(module, "stored_config", lambda argv: {})
     with pytest.raises(Read):
         module.main(arguments)
     for part in read:
@@ -308,6 +310,7 @@ INTERNAL = (
         f"agents.{name}"
         for name in (
             "engine",
+            "history",
             "memory_state",
             "module_state",
             "networks",
@@ -316,8 +319,13 @@ INTERNAL = (
             "progress",
             "random_states",
             "rollout*",
+            "row_memory",
             "search_spaces",
             "spaces",
+            "stable_baselines_listener",
+            "stable_baselines_random",
+            "stable_baselines_replay",
+            "stable_baselines_training",
             "tables",
             "training_file",
             "trajectories",

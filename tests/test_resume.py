@@ -224,7 +224,7 @@ def test_resume_without_a_run_to_go_on_with(train: Command) -> None:
     Path("a2c/results.json").unlink()
     run = train("--out", "a2c", "--resume")
     assert run.status == 2
-    assert "a2c learns by Stable-Baselines3, which cannot go on" in run.err
+    assert "checkpoints is gone: start again with --overwrite" in run.err
 
 
 def test_a_full_disk_is_a_warning_and_no_more(

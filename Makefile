@@ -12,7 +12,7 @@ run: $(INSTALLED)  ## the main job: AW-SGD beside its on-policy baseline on ten 
 	$(BIN)/awsgd-rl compare
 
 test: $(INSTALLED)  ## all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto
 
 lint: $(INSTALLED)  ## style
 	$(BIN)/ruff check .

@@ -134,8 +134,10 @@ examples:
   awsgd-rl bench learning --out learning --resume     go on after Ctrl-C, or anything worse
   awsgd-rl bench control --engine ray --address auto  on a Ray cluster
 
-Trials that were finished are kept for --resume, and only the others are run. Benches that measure
-times of single operations (env-speed, overhead, replay) keep nothing, and are run again as a whole.
+Trials that were finished are kept for --resume, and only the others are run. Those of learning and
+control that were under way go on from a checkpoint, written every minute and at Ctrl-C (on Ray:
+every minute). Benches that measure times of single operations (env-speed, overhead, replay) keep
+nothing, and are run again as a whole.
 """
 
 

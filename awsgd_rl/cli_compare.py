@@ -29,6 +29,12 @@ with no arguments:
 what is written:
   results.json, learning curves, failures, regret, the policies learned.
 
+Each trial that is done is kept, and of those under way a checkpoint, written
+every minute and at Ctrl-C (on Ray: every minute): so a run that was stopped,
+however it was, goes on with --resume, and ends with the same numbers as one that
+never was (on the CPU, bit for bit). Trials of Stable-Baselines3's algorithms that
+were under way start again.
+
 examples:
   awsgd-rl compare
   awsgd-rl compare --preset 50/25 --maps 12 --algos awsgd reinforce

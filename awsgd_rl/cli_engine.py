@@ -8,14 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
+from awsgd_rl.benchmarks.resumable import CHECKPOINT_SECONDS
 from awsgd_rl.benchmarks.workers import TaskError, execution
 from awsgd_rl.cli_common import UsageError
 from awsgd_rl.runs import read_config
+from awsgd_rl.validation import require_non_negative
 
 Config = TypeVar("Config")
 
 TRIALS: Final = "trials"
-"""Folder of a run folder in which finished results are kept for `--resume`."""
+"""Folder of a run folder in which finished results, and checkpoints of those under way, are kept
+for `--resume`."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +31,24 @@ class EngineOptions:
     address: str | None = None
     """Ray cluster that this machine is part of, HOST:PORT or auto. Default: a Ray with --jobs CPUs
     is started here, for this run."""
+    checkpoint_seconds: float = CHECKPOINT_SECONDS
+    """Seconds between two checkpoints of a trial that is under way (awsgd and reinforce, and their
+    variants); 0 for one after every batch."""
 
-    def execution(
-        self, jobs: int | None, store: Path | None = None
-    ) -> contextlib.AbstractContextManager[None]:
-        """Return the block in which `run_tasks` follows these options; see `workers.execution`."""
-        return execution(engine=self.engine, address=self.address, jobs=jobs, store=store)
+    def execution(self, jobs: int | None, store: Path) -> contextlib.AbstractContextManager[None]:
+        """Return the block in which `run_tasks` follows these options; see `workers.execution`.
+
+        Raises:
+            ValueError: a number is out of range; and what `workers.execution` raises.
+        """
+        seconds = require_non_negative("--checkpoint-seconds", self.checkpoint_seconds)
+        return execution(
+            engine=self.engine,
+            address=self.address,
+            jobs=jobs,
+            store=store,
+            checkpoint_seconds=seconds,
+        )
 
 
 @contextlib.contextmanager

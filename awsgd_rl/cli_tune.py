@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -9,7 +10,7 @@ from typing import Any, Final
 from awsgd_rl.agents.search_spaces import SPACES, describe
 from awsgd_rl.benchmarks.search import Subject, TuneConfig, Tuned, make_subject
 from awsgd_rl.cli_common import RunOptions, UsageError, parse, run_folder
-from awsgd_rl.cli_engine import EngineOptions, going_on, stored_config
+from awsgd_rl.cli_engine import TRIALS, EngineOptions, going_on, stored_config
 from awsgd_rl.cli_output import Output, format_interval, format_number
 from awsgd_rl.runs import RESULTS_FILE, RunFolder, describe_cpu
 
@@ -29,6 +30,9 @@ nothing on the task are left out):
 what is written:
   results.json, best.json (settings, and the commands that use them), figures;
   study.db, an SQLite file of Optuna's, which its own tools read too.
+
+What has been measured is kept, and of trials under way a checkpoint, written every minute and at
+Ctrl-C (on Ray: every minute): --resume goes on from there, and ends with the same numbers.
 
 examples:
   awsgd-rl tune                                     about ten minutes on two cores
@@ -72,9 +76,10 @@ def main(argv: Sequence[str]) -> None:
                 from awsgd_rl.benchmarks.search_study import check_study
 
                 check_study(config, subjects, study)
-            running.enter_context(engine.execution(config.jobs))
+            running.enter_context(engine.execution(config.jobs, start.path / TRIALS))
             folder = start(dataclasses.asdict(config))
-        tuned = _tune(config, subjects, folder, out)
+        # What is kept is found by its task: it must not depend on the number of processes.
+        tuned = _tune(dataclasses.replace(config, jobs=None), subjects, folder, out)
     _finish(config, tuned, folder, out)
 
 
@@ -107,6 +112,7 @@ def _finish(config: TuneConfig, tuned: Sequence[Tuned], folder: RunFolder, out: 
     written = [folder.write_json("best.json", best)]
     # Last: a folder with results is finished.
     written.append(folder.write_results(rows_of(tuned), summary, describe_cpu()))
+    shutil.rmtree(folder.path / TRIALS, ignore_errors=True)  # kept for `--resume` alone
     _print(out, config, tuned, summary, best)
     out.wrote(*written, folder.path / STUDY_FILE, *figures)
 

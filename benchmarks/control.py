@@ -20,6 +20,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from awsgd_rl.benchmarks.iqm import iqm_interval
+from awsgd_rl.benchmarks.resumable import learn
 from awsgd_rl.benchmarks.summary import add_interval
 from awsgd_rl.benchmarks.trial import BINS, binned
 from awsgd_rl.benchmarks.workers import Progress, Send, one_thread, run_tasks
@@ -168,8 +169,6 @@ def run(
 
 def train(task: Task, _send: Send) -> dict[str, Any]:
     """Train one agent, and evaluate it by fresh episodes of its (stochastic) policy."""
-    import time
-
     import gymnasium as gym
     from stable_baselines3.common.evaluation import evaluate_policy
 
@@ -184,9 +183,7 @@ def train(task: Task, _send: Send) -> dict[str, Any]:
             device="cpu",
             **options,
         )
-        started = time.perf_counter()
-        agent.learn(task.steps)
-        seconds = time.perf_counter() - started
+        seconds = learn(agent, "timesteps", task.steps)
         curve = binned(agent.history["timesteps"], agent.history["return"], task.steps)
         env = gym.make(task.env_id)
         env.reset(seed=1_000_000 + task.seed)

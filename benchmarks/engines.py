@@ -11,6 +11,7 @@ import os
 import pickle
 import signal
 import threading
+import time
 import traceback
 import warnings
 from collections import Counter, deque
@@ -29,6 +30,7 @@ ATTEMPTS: Final = 3
 """How often a task is started at the most when the workers that it runs on die."""
 
 _POLL_SECONDS: Final = 0.1
+_STOP_SECONDS: Final = 10.0  # for a batch and a checkpoint
 
 
 class TaskError(RuntimeError):
@@ -111,10 +113,22 @@ def run_local(
                 if interrupted.is_set():
                     raise KeyboardInterrupt
     finally:
-        for worker, _ in busy.values():
-            worker.kill()
+        _stop([worker for worker, _ in busy.values()])
         for worker in idle:
             worker.end()
+
+
+def _stop(workers: "Sequence[_Worker]") -> None:
+    """End workers that are at a task; those that learn may write a checkpoint before."""
+    for worker in workers:
+        worker.ask_to_stop()
+    deadline = time.monotonic() + _STOP_SECONDS
+    try:
+        for worker in workers:
+            worker.wait(deadline - time.monotonic())
+    finally:  # another Ctrl-C does not wait for it
+        for worker in workers:
+            worker.kill()
 
 
 @final
@@ -141,6 +155,14 @@ class _Worker:
         answer: tuple[str, Any] = self.pipe.recv()
         return answer
 
+    def ask_to_stop(self) -> None:
+        """Let the process end; at once, unless what it does has asked to be told: `stop_asked`."""
+        self._process.terminate()
+
+    def wait(self, seconds: float) -> None:
+        """Wait for the process to end, so long at the most."""
+        self._process.join(max(0.0, seconds))
+
     def kill(self) -> str:
         """End the process wherever it is; return how it ended."""
         self._process.join(_POLL_SECONDS)  # one that has died is not to be blamed on this
@@ -165,7 +187,10 @@ def _serve(function: Callable[[Any, Send], Any], pipe: Connection) -> None:
             task = pipe.recv()
         except EOFError:
             return
-        answer = outcome(function, task, lambda message: pipe.send(("message", message)))
+        try:
+            answer = outcome(function, task, lambda message: pipe.send(("message", message)))
+        except KeyboardInterrupt:  # it was told to stop, and has
+            return
         pipe.send(answer)
 
 
@@ -247,6 +272,36 @@ def interrupts_held() -> Iterator[threading.Event]:
         yield event
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@contextlib.contextmanager
+def stop_asked() -> Iterator[threading.Event]:
+    """Let the first Ctrl-C, and in a worker its engine, set an event in here; a second one ends it.
+
+    For what can stop at a better moment than at once: between two batches of a training.
+    """
+    event = threading.Event()
+    usual: dict[signal.Signals, Any] = {signal.SIGINT: signal.default_int_handler}
+    if multiprocessing.parent_process() is not None:
+        usual[signal.SIGTERM] = signal.SIG_DFL
+    if threading.current_thread() is not threading.main_thread():
+        usual = {}
+    usual = {number: how for number, how in usual.items() if signal.getsignal(number) is how}
+
+    def stop(*_: object) -> None:
+        event.set()
+        as_before()
+
+    def as_before() -> None:
+        for number, how in usual.items():
+            signal.signal(number, how)
+
+    for number in usual:
+        signal.signal(number, stop)
+    try:
+        yield event
+    finally:
+        as_before()
 
 
 @contextlib.contextmanager

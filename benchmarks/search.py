@@ -10,15 +10,16 @@ Importing this module is cheap: PyTorch, numba and Matplotlib come with the firs
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from awsgd_rl.agents.search_spaces import Choices, Space, read_spaces, resolve
 from awsgd_rl.benchmarks.compare import CompareConfig
+from awsgd_rl.benchmarks.resumable import learn
 from awsgd_rl.benchmarks.trial import Task as CompareTask
-from awsgd_rl.benchmarks.trial import binned, gridworld_of, is_new_bin, make_agent, walk
+from awsgd_rl.benchmarks.trial import binned, complete_success, gridworld_of, make_agent
 from awsgd_rl.benchmarks.workers import Send, one_thread
 from awsgd_rl.validation import require_integer
 
@@ -170,42 +171,37 @@ def measure(task: Task, _send: Send) -> Outcome:
     """
     started = time.perf_counter()
     try:
-        metric, mean = _learn(task)
+        metric, mean, seconds = _learn(task)
         error = "" if np.isfinite(mean) else f"the mean {metric} is {mean}"
     except (ArithmeticError, RuntimeError, ValueError) as raised:
         metric, mean, error = "", np.nan, f"{type(raised).__name__}: {raised}"
-    return Outcome(task, metric, mean, time.perf_counter() - started, error)
+        seconds = time.perf_counter() - started
+    return Outcome(task, metric, mean, seconds, error)
 
 
-def _learn(task: Task) -> tuple[str, float]:
+def _learn(task: Task) -> tuple[str, float, float]:
     config = task.config
     env = config.make_env(task.map)
     grid = gridworld_of(env)
     settings = {**task.subject.defaults, **task.options}
     agent = make_tuned_agent(config, task.subject, settings, env, task.map)
-    unit = "episodes" if config.steps is None else "timesteps"
-    success: list[float] = []
+    unit: Literal["episodes", "timesteps"] = "episodes" if config.steps is None else "timesteps"
 
     def follow(agent: Any) -> None:
-        known = agent.history["success"][-1]
-        if np.isnan(known) and grid is not None and is_new_bin(agent.history[unit], config.budget):
-            known = walk(grid, agent.policy_table()).success
-        success.append(known)
+        complete_success(agent, grid, unit, config.budget)
 
-    if config.steps is None:
-        agent.learn(total_episodes=config.episodes, callback=follow)
-    else:
-        agent.learn(total_timesteps=config.steps, callback=follow)
+    seconds = learn(agent, unit, config.budget, follow)
     env.close()
+    success = agent.history.get("success", [])
     if not success:  # all the steps went into an episode without an end
         if grid is None:
             raise ValueError(f"no episode ended within {config.length}")
-        return "success", 0.0
+        return "success", 0.0, seconds
     metric = "success" if np.isfinite(success).any() else "return"
     values = success if metric == "success" else agent.history["return"]
     ends = agent.history["episodes"]
     total = config.episodes if config.steps is None else ends[-1]
-    return metric, float(binned(ends, values, total).mean())
+    return metric, float(binned(ends, values, total).mean()), seconds
 
 
 def make_tuned_agent(

@@ -1,7 +1,8 @@
 """Finished results of tasks, one file each, so that a run goes on with only what is missing.
 
 A file is named by a hash of the function's name and of the task, holds plain data (JSON; arrays
-as base64) and never code, and appears whole or not at all. What was made of a result comes back
+as base64) and never code, and appears whole or not at all. Beside it a task that is under way may
+have a folder. What was made of a result comes back
 equal, types included: what `decode(encode(value))` returns.
 """
 
@@ -12,6 +13,7 @@ import hashlib
 import json
 import math
 import re
+import shutil
 import typing
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +35,7 @@ class TaskStore:
     """A folder of finished results.
 
     Attributes:
-        folder: where they are; made by the first `write`.
+        folder: where they are; made by the first `write`, if not before.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -53,6 +55,13 @@ class TaskStore:
         text = json.dumps([name, encode(task)], sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:32]
         return self.folder / f"{name.rpartition('.')[2]}-{digest}.json"
+
+    def scratch(self, function: Function, task: object) -> Path:
+        """Return the folder for what a task keeps while it is under way.
+
+        It is not made here, and removed when the result is kept.
+        """
+        return self.path(function, task).with_suffix(".running")
 
     def write(self, function: Function, task: object, result: object) -> None:
         """Keep a result; one that is no plain data is not kept, with a warning.
@@ -77,6 +86,7 @@ class TaskStore:
         }
         with atomic_path(path) as partial:
             partial.write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
+        shutil.rmtree(self.scratch(function, task), ignore_errors=True)
 
     def read_all(self, function: Function, tasks: Sequence[Any]) -> dict[int, Any]:
         """Return the results that are here, by the number of their task, in that order.
@@ -94,6 +104,8 @@ class TaskStore:
                 if [content["function"], content["task"]] != [_name(function), encode(task)]:
                     raise ValueError("it is of another task")
                 results[index] = decode(content["result"], types)
+                # There still is one if the process was killed after it had kept the result.
+                shutil.rmtree(self.scratch(function, task), ignore_errors=True)
             except FileNotFoundError:
                 continue
             except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError) as error:

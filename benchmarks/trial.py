@@ -3,11 +3,12 @@
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from awsgd_rl.benchmarks.resumable import learn
 from awsgd_rl.benchmarks.workers import Send, one_thread
 
 if TYPE_CHECKING:
@@ -192,30 +193,21 @@ def run_task(task: Task, send: Send) -> Trial:
     env = config.make_env(task.map)
     grid = gridworld_of(env)
     agent = make_agent(task, env)
-    unit = "episodes" if config.steps is None else "timesteps"
-    success: list[float] = []
+    unit: Literal["episodes", "timesteps"] = "episodes" if config.steps is None else "timesteps"
     sent = 0.0
 
     def follow(agent: Any) -> None:
         nonlocal sent
-        known = agent.history["success"][-1]
-        if np.isnan(known) and grid is not None and is_new_bin(agent.history[unit], config.budget):
-            # Nothing but Q_τ draws episodes (Algorithm 2): what P_w would do is computed.
-            known = walk(grid, agent.policy_table()).success
-        success.append(known)
+        complete_success(agent, grid, unit, config.budget)
         now = time.monotonic()
         if now - sent >= _SECONDS_BETWEEN_MESSAGES:
             sent = now
             spent = int(agent.history[unit][-1])
-            send((str(task), spent, _recent(success, agent.history["return"])))
+            send((str(task), spent, _recent(agent.history["success"], agent.history["return"])))
 
-    started = time.perf_counter()
-    if config.steps is None:
-        agent.learn(total_episodes=config.episodes, callback=follow)
-    else:
-        agent.learn(total_timesteps=config.steps, callback=follow)
-    seconds = time.perf_counter() - started
+    seconds = learn(agent, unit, config.budget, follow)
     history = agent.history
+    success = history.get("success", [])
     if not success and grid is not None:  # all the steps went into episodes without an end
         history = {"episodes": [1.0], "timesteps": [float(agent.num_timesteps)]}
         success = [0.0]
@@ -351,6 +343,17 @@ def gridworld_of(env: "gym.Env[Any, Any]") -> "TrapGridworld | None":
 
     grid = env.unwrapped
     return grid if isinstance(grid, TrapGridworld) else None
+
+
+def complete_success(agent: Any, grid: "TrapGridworld | None", unit: str, total: int) -> None:
+    """Compute the last batch's success where no episode tells it, once a bin, on a gridworld.
+
+    It is written into the agent's history, to be part of its checkpoints.
+    """
+    success = agent.history["success"]
+    if np.isnan(success[-1]) and grid is not None and is_new_bin(agent.history[unit], total):
+        # Nothing but Q_τ draws episodes (Algorithm 2): what P_w would do is computed.
+        success[-1] = walk(grid, agent.policy_table()).success
 
 
 def is_new_bin(ends: list[float], total: int) -> bool:

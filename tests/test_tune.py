@@ -1,3 +1,4 @@
+import functools
 import json
 import os
 import shlex
@@ -646,6 +647,7 @@ def test_resuming_after_an_interruption(awsgd: Command, monkeypatch: pytest.Monk
     assert awsgd(*TUNE, "--out", "whole", "--quiet")[0] == 0
     left = 4
 
+    @functools.wraps(fake)  # a name of its own: results are kept under it
     def interrupted(task: Task, send: Any) -> Outcome:
         nonlocal left
         left -= 1

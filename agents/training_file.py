@@ -4,7 +4,7 @@ An agent with a replay buffer has that in a file of its own beside them, `replay
 
 Data without code, and whole or not there: all files are flushed to the disk in a folder of another
 name, which then gets its own in one step. The JSON says what the others must look like (size and
-SHA-256), so that what was cut short or changed is noticed before any of it is used.
+SHA-256), and itself, so that what was cut short or changed is noticed before any of it is used.
 """
 
 import contextlib
@@ -79,7 +79,7 @@ def write_training(
             write_replay(partial / REPLAY)
             size = (partial / REPLAY).stat().st_size
             sums["replay"] = {"bytes": size, "sha256": _sha256(partial / REPLAY)}
-        text = json.dumps({**sums, **about})
+        text = json.dumps(sealed({**sums, **about}))
         for name, content in ((TENSORS, data), (ABOUT, text.encode())):
             with (partial / name).open("wb") as file:
                 file.write(content)
@@ -182,6 +182,12 @@ def _check_file(path: Path, expected: Mapping[str, Any]) -> None:
         raise DamagedError(f"{path} is not as it was written: its SHA-256 differs")
 
 
+def sealed(about: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a JSON is to hold, with its own SHA-256 under "seal"."""
+    content = {name: value for name, value in about.items() if name != "seal"}
+    return {**content, "seal": hashlib.sha256(json.dumps(content).encode()).hexdigest()}
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     file = path / ABOUT
     try:
@@ -199,6 +205,8 @@ def _read_json(path: Path) -> dict[str, Any]:
             f"{path} was written by a newer awsgd-rl (schema {about['schema']}, this one reads "
             f"{SCHEMA}): upgrade with pip install -U awsgd-rl"
         )
+    if about != sealed(about):
+        raise DamagedError(f"{file} is not as it was written: its SHA-256 differs")
     for name, sums in ((TENSORS, about), (REPLAY, about.get("replay", about))):
         known = isinstance(sums, dict) and isinstance(sums.get("bytes"), int)
         if not known or not isinstance(sums.get("sha256"), str):

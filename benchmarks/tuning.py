@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from awsgd_rl.benchmarks.resumable import learn
 from awsgd_rl.benchmarks.trial import ALGORITHMS
 from awsgd_rl.benchmarks.workers import Progress, Send, run_tasks
 from awsgd_rl.statistics import mean_interval
@@ -110,6 +111,6 @@ def success_of(task: Task, _send: Send) -> float:
         updates = agents.AWSGD.defaults("TablePolicy", agents.AWSGDConfig())["updates"]
         options["updates"] = updates
     agent = getattr(agents, algorithm.agent)("TablePolicy", env, seed=task.map, **options)
-    agent.learn(total_episodes=task.episodes)
+    learn(agent, "episodes", task.episodes)
     ended = np.array(agent.history["episodes"])
     return float(np.average(agent.history["success"], weights=np.diff(ended, prepend=0)))

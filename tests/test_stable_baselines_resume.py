@@ -28,7 +28,7 @@ from awsgd_rl import cli
 from awsgd_rl.agents.checkpoints import Checkpoints, newest, numbered
 from awsgd_rl.agents.stable_baselines import StableBaselines
 from awsgd_rl.agents.stable_baselines_random import random_states
-from awsgd_rl.agents.training_file import ABOUT, REPLAY, TENSORS
+from awsgd_rl.agents.training_file import ABOUT, REPLAY, TENSORS, sealed
 from awsgd_rl.runs import read_results
 
 GRID = "awsgd_rl/TrapGridworld-v0"
@@ -319,7 +319,7 @@ def sign(path: Path, about: dict[str, Any]) -> None:
     about |= sums(TENSORS)
     if "replay" in about and (path / REPLAY).exists():
         about["replay"] = sums(REPLAY)
-    (path / ABOUT).write_text(json.dumps(about))
+    (path / ABOUT).write_text(json.dumps(sealed(about)))
 
 
 def assert_refused(path: Path, match: str, algorithm: str, agent: Any = None) -> None:

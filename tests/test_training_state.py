@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save, save_file
 from awsgd_rl.agents import make_agent
 from awsgd_rl.agents.checkpoints import Checkpoints, newest, numbered
 from awsgd_rl.agents.rollout import EpisodeCollector
-from awsgd_rl.agents.training_file import ABOUT, TENSORS, DamagedError
+from awsgd_rl.agents.training_file import ABOUT, TENSORS, DamagedError, sealed
 
 GRID = "awsgd_rl/TrapGridworld-v0"
 SMALL = {"size": 4, "traps": 2, "horizon": 20}
@@ -184,7 +184,7 @@ def rewrite(path: Path, change: Any) -> None:
     data = tensors.pop("raw") if "raw" in tensors else save(tensors)
     (path / TENSORS).write_bytes(data)
     about |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    (path / ABOUT).write_text(json.dumps(about))
+    (path / ABOUT).write_text(json.dumps(sealed(about)))
 
 
 def assert_refused(path: Path, match: str, kind: str = "awsgd", **more: Any) -> None:
@@ -218,6 +218,12 @@ def test_a_changed_byte_is_refused(saved: Path) -> None:
     assert_refused(saved, "SHA-256 differs")
 
 
+def test_a_changed_digit_is_refused(saved: Path) -> None:
+    about = json.loads((saved / ABOUT).read_text())
+    (saved / ABOUT).write_text(json.dumps({**about, "num_episodes": 9}))
+    assert_refused(saved, f"{ABOUT} is not as it was written: its SHA-256 differs")
+
+
 def test_a_newer_version_is_refused(saved: Path) -> None:
     rewrite(saved, lambda about, _: about | {"schema": 2})
     assert_refused(saved, "newer awsgd-rl .schema 2, this one reads 1.: upgrade")
@@ -243,7 +249,7 @@ def test_a_pickle_in_a_checkpoints_clothes_does_not_run(saved: Path, tmp_path: P
     data = (saved / TENSORS).read_bytes()
     rewrite_raw = json.loads((saved / ABOUT).read_text())
     rewrite_raw |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    (saved / ABOUT).write_text(json.dumps(rewrite_raw))
+    (saved / ABOUT).write_text(json.dumps(sealed(rewrite_raw)))
     assert_refused(saved, "no whole safetensors file")
     (saved / ABOUT).write_bytes(bomb)
     assert_refused(saved, "cannot be read")

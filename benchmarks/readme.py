@@ -11,13 +11,14 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from awsgd_rl.benchmarks import readme_replay, readme_rl, readme_supervised
+from awsgd_rl.benchmarks import readme_replay, readme_rl, readme_scaling, readme_supervised
 
 PAGES: Final = (
     "README.md",
     "docs/exploration.md",
     "docs/supervised-results.md",
     "docs/replay.md",
+    "docs/scaling.md",
 )
 _MARKED: Final = re.compile(r"(<!-- ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -39,7 +40,12 @@ def filled(text: str, root: Path) -> str:
     return _MARKED.sub(lambda found: found[1] + TABLES[found[2]](root) + "\n" + found[3], text)
 
 
-TABLES: Final = {**readme_rl.TABLES, **readme_supervised.TABLES, **readme_replay.TABLES}
+TABLES: Final = {
+    **readme_rl.TABLES,
+    **readme_supervised.TABLES,
+    **readme_replay.TABLES,
+    **readme_scaling.TABLES,
+}
 """Every table, by name: what makes it from the results under a repository's root."""
 
 

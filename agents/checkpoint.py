@@ -1,7 +1,6 @@
 """A saved agent: a folder of `agent.json` and `parameters.safetensors`, data without code."""
 
 import json
-import secrets
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from awsgd_rl.runs import atomic_path, to_json
+from awsgd_rl.runs import atomic_folder, atomic_path, to_json
 
 SCHEMA = 1
 """Version of the layout of `agent.json`."""
@@ -36,25 +35,14 @@ def write_checkpoint(path: Path, about: dict[str, Any], parameters: dict[str, Te
     """
     if path.exists() and not (path / ABOUT).is_file():
         raise ValueError(f"{path} exists and is no saved agent: choose another folder")
-    path.parent.mkdir(parents=True, exist_ok=True)
     for leftover in path.parent.glob(f".{path.name}.*.partial"):  # of a process that was killed
         shutil.rmtree(leftover, ignore_errors=True)
-    token = secrets.token_hex(4)
-    partial = path.with_name(f".{path.name}.{token}.partial")
-    partial.mkdir()
-    try:
+    with atomic_folder(path) as partial:
         with atomic_path(partial / PARAMETERS) as file:
             save_file(parameters, file)
         with atomic_path(partial / ABOUT) as file:
             text = json.dumps({"schema": SCHEMA, **spell_infinity(about)}, indent=2)
             file.write_text(text + "\n", encoding="utf-8")
-        old = path.with_name(f".{path.name}.{token}.old")
-        if path.exists():
-            path.replace(old)
-        partial.replace(path)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

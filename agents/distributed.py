@@ -152,11 +152,6 @@ class RolloutWorkers:
         """What learner and workers have sent each other."""
         return Traffic() if self._pool is None else self._pool.traffic
 
-    @property
-    def version_bytes(self) -> int:
-        """Bytes of the latest parameters as workers get them; 0 before the first, or without."""
-        return self._versions[max(self._versions)].size if self._versions else 0
-
     def collect(self, n_target: int, n_exploration: int) -> Any:
         """Return the next batch, and let those after it be drawn.
 

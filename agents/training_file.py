@@ -11,8 +11,6 @@ import contextlib
 import hashlib
 import json
 import os
-import secrets
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -21,6 +19,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
+
+from awsgd_rl.runs import atomic_folder
 
 SCHEMA: Final = 1
 """Version of the layout of both files."""
@@ -70,11 +70,7 @@ def write_training(
     data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
     digest = hashlib.sha256(data).hexdigest()
     sums: dict[str, Any] = {"schema": SCHEMA, "bytes": len(data), "sha256": digest}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    token = secrets.token_hex(4)
-    partial, old = (path.with_name(f".{path.name}.{token}.{end}") for end in ("partial", "old"))
-    try:
-        partial.mkdir()
+    with atomic_folder(path) as partial:
         if write_replay is not None:
             write_replay(partial / REPLAY)
             size = (partial / REPLAY).stat().st_size
@@ -85,18 +81,6 @@ def write_training(
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-        _sync_folder(partial)
-        if path.exists():
-            path.replace(old)
-        partial.replace(path)
-        _sync_folder(path.parent)
-    except BaseException:
-        if old.exists() and not path.exists():
-            old.replace(path)
-        raise
-    finally:
-        for leftover in (partial, old):
-            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def read_about(path: Path) -> dict[str, Any]:
@@ -212,13 +196,3 @@ def _read_json(path: Path) -> dict[str, Any]:
         if not known or not isinstance(sums.get("sha256"), str):
             raise DamagedError(f"{file} is damaged: it does not say the size and SHA-256 of {name}")
     return about
-
-
-def _sync_folder(path: Path) -> None:
-    if os.name != "posix":  # elsewhere a folder cannot be opened to be flushed
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

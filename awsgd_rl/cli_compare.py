@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from awsgd_rl.benchmarks.compare import (
     CompareConfig,
@@ -15,7 +14,7 @@ from awsgd_rl.benchmarks.compare import (
 )
 from awsgd_rl.benchmarks.trial import Trial
 from awsgd_rl.cli_common import RunOptions, parse, run_folder
-from awsgd_rl.cli_engine import TRIALS, EngineOptions, going_on, stored_config
+from awsgd_rl.cli_engine import TRIALS, EngineOptions, ResumeOptions, going_on, stored_config
 from awsgd_rl.cli_output import Output, format_interval, format_number
 from awsgd_rl.runs import RESULTS_FILE, RunFolder, describe_cpu
 
@@ -43,14 +42,6 @@ examples:
   awsgd-rl compare --out runs/big --resume          go on after Ctrl-C, or anything worse
   awsgd-rl compare --maps 100 --engine ray --address auto      on a Ray cluster
 """
-
-
-@dataclass(frozen=True)
-class ResumeOptions:
-    """Going on."""
-
-    resume: bool = False
-    """Go on with the interrupted comparison that --out holds, with its settings."""
 
 
 def main(argv: Sequence[str]) -> None:

@@ -51,6 +51,14 @@ class EngineOptions:
         )
 
 
+@dataclass(frozen=True)
+class ResumeOptions:
+    """Going on."""
+
+    resume: bool = False
+    """Go on with the interrupted run that --out holds, with its settings."""
+
+
 @contextlib.contextmanager
 def going_on(command: str, folder: Path, kept: Callable[[], int], what: str) -> Iterator[None]:
     """Let an error or Ctrl-C in here say what is kept, and how to go on with it.

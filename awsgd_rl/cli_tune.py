@@ -4,13 +4,12 @@ import contextlib
 import dataclasses
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 from awsgd_rl.agents.search_spaces import SPACES, describe
 from awsgd_rl.benchmarks.search import Subject, TuneConfig, Tuned, make_subject
 from awsgd_rl.cli_common import RunOptions, UsageError, parse, run_folder
-from awsgd_rl.cli_engine import TRIALS, EngineOptions, going_on, stored_config
+from awsgd_rl.cli_engine import TRIALS, EngineOptions, ResumeOptions, going_on, stored_config
 from awsgd_rl.cli_output import Output, format_interval, format_number
 from awsgd_rl.runs import RESULTS_FILE, RunFolder, describe_cpu
 
@@ -41,14 +40,6 @@ examples:
   awsgd-rl tune --algos awsgd --space '{{"awsgd": {{"updates": {{"choices": [8, 16, 32]}}}}}}'
   awsgd-rl tune --out runs/tuned --resume           go on after Ctrl-C, or anything worse
 """
-
-
-@dataclass(frozen=True)
-class ResumeOptions:
-    """Going on."""
-
-    resume: bool = False
-    """Go on with the interrupted run that --out holds, with its settings."""
 
 
 def main(argv: Sequence[str]) -> None:

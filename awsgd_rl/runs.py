@@ -312,6 +312,34 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     _sync_folder(path.parent)
 
 
+@contextlib.contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Give a folder to fill; when the block ends well, it takes the place of `path`.
+
+    The folder appears under its own name whole, or not at all: an exception inside the block leaves
+    what was at `path` as it was. The files are the block's to flush to the disk.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    token = secrets.token_hex(4)
+    partial, old = (path.with_name(f".{path.name}.{token}.{end}") for end in ("partial", "old"))
+    try:
+        partial.mkdir()
+        yield partial
+        _sync_folder(partial)
+        if path.exists():
+            path.replace(old)
+        partial.replace(path)
+        _sync_folder(path.parent)
+    except BaseException:
+        if old.exists() and not path.exists():
+            old.replace(path)
+        raise
+    finally:
+        for leftover in (partial, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
 def _sync_folder(path: Path) -> None:
     if os.name != "posix":  # elsewhere a folder cannot be opened to be flushed
         return

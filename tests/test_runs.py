@@ -270,3 +270,38 @@ def test_a_crash_leaves_a_whole_file(
     assert runs.read_results(tmp_path)["summary"] == {"x": survivor}
     create(tmp_path, overwrite=True)
     assert files(tmp_path).keys() == {"config.json"}
+
+
+def test_a_folder_appears_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "deep" / "folder"
+
+    def fill(text: str, fault: bool = False) -> None:
+        with runs.atomic_folder(target) as partial:
+            (partial / "file").write_text(text)
+            if fault:
+                raise RuntimeError("in the block")
+
+    with pytest.raises(RuntimeError, match="in the block"):
+        fill("first", fault=True)
+    assert list(target.parent.iterdir()) == []
+    fill("first")
+    with pytest.raises(RuntimeError, match="in the block"):
+        fill("second", fault=True)
+    replace, calls = Path.replace, []
+
+    def fails_in_the_middle(self: Path, other: Path) -> Path:
+        calls.append(self.name)
+        if len(calls) == 2:  # the old one is aside, the new one not yet in place
+            raise OSError("no rename")
+        return replace(self, other)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", fails_in_the_middle)
+        with pytest.raises(OSError, match="no rename"):
+            fill("second")
+    assert (target / "file").read_text() == "first"
+    fill("second")
+    assert (target / "file").read_text() == "second"
+    assert list(target.parent.iterdir()) == [target]

@@ -18,6 +18,7 @@ from multiprocessing.connection import wait as wait_for_any
 from typing import Any, NamedTuple, Protocol
 
 from awsgd_rl.agents.rollout_samplers import Chunk, Parameters, Sampler
+from awsgd_rl.ray_connection import ray_connection
 
 __all__ = ["Engine", "ProcessEngine", "RayEngine", "RolloutError", "Worker", "WorkerLostError"]
 
@@ -229,14 +230,8 @@ class RayEngine:
     """
 
     def __init__(self, sampler: Sampler, workers: int, address: str | None = None) -> None:
-        # Where tasks run on Ray too: it connects, and ends what it has started.
-        from awsgd_rl.benchmarks.ray_engine import ray_engine
-
         self._connection = contextlib.ExitStack()
-        self._connection.enter_context(ray_engine(address, workers))
-        import ray
-
-        self._ray = ray
+        ray = self._ray = self._connection.enter_context(ray_connection(address, workers))
         # By value where a module has no name that another process knows it by.
         by_value: Any = ray.cloudpickle
         self._sampler: bytes = by_value.dumps(sampler)

@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from awsgd_rl import cli, cli_bench
-from awsgd_rl.benchmarks import ray_engine
+from awsgd_rl import cli, cli_bench, ray_connection
 from awsgd_rl.benchmarks.workers import run_tasks
 
 CALLS: list["Square"] = []
@@ -158,7 +157,7 @@ def test_bad_engines_write_nothing(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     found = "address" in options or None
-    monkeypatch.setattr(ray_engine, "find_spec", lambda name: found)
+    monkeypatch.setattr(ray_connection, "find_spec", lambda name: found)
     assert awsgd(f"{command} {options} --out run") == cli.BAD_USAGE
     error = capsys.readouterr().err
     assert message in error

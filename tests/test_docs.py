@@ -301,6 +301,7 @@ INTERNAL = (
     "plots_anatomy",
     "plots_evaluation",
     "plots_factorisation",
+    "ray_connection",
     "replay_fields",
     "replay_file",
     "replay_storage",

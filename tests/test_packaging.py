@@ -1,5 +1,6 @@
 """The package as a user installs it: what is in the wheel, and that it works from elsewhere."""
 
+import ast
 import os
 import subprocess
 import sys
@@ -32,6 +33,43 @@ def test_a_folder_imported_by_its_bare_name_says_which_name_to_use(folder):
     )
     assert result.returncode != 0
     assert f"import awsgd_rl.{folder}" in result.stderr
+
+
+LAYERS = ("core", "envs", "agents", "benchmarks", "top")
+
+
+def layer(module):
+    """Where a module of the package stands: it may use what stands as high, or lower."""
+    folder, *_ = module.removeprefix("awsgd_rl").lstrip(".").split(".")
+    if folder in MAPPED:
+        return LAYERS.index(folder)
+    return LAYERS.index("top" if folder.startswith(("cli", "report")) else "core")
+
+
+def imported(node):
+    """The modules that are imported anywhere in it, but for those that only types need."""
+    if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+        return
+    if isinstance(node, ast.ImportFrom) and node.module == "awsgd_rl":
+        yield from (f"awsgd_rl.{name.name}" for name in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        yield node.module or ""
+    elif isinstance(node, ast.Import):
+        yield from (name.name for name in node.names)
+    for child in ast.iter_child_nodes(node):
+        yield from imported(child)
+
+
+def test_dependencies_point_one_way():
+    upward = [
+        (module, name)
+        for top in ["awsgd_rl", *MAPPED]
+        for file in sorted((ROOT / top).glob("*.py"))
+        if (module := f"{top if top == 'awsgd_rl' else f'awsgd_rl.{top}'}.{file.stem}")
+        for name in imported(ast.parse(file.read_text()))
+        if name.split(".")[0] == "awsgd_rl" and layer(name) > layer(module)
+    ]
+    assert [pair for pair in upward if pair[0] != "awsgd_rl.__init__"] == []  # it names all
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from awsgd_rl import cli, cli_compare
-from awsgd_rl.benchmarks import ray_engine as ray_engine_module
+from awsgd_rl import cli, cli_compare, ray_connection
 from awsgd_rl.benchmarks.compare import CompareConfig, compare
 from awsgd_rl.benchmarks.ray_engine import ray_engine
 from awsgd_rl.benchmarks.workers import TaskError, execution, run_tasks
@@ -81,7 +80,8 @@ def local_ray(functions):
     """One Ray of two CPUs for all tests: it takes seconds to start."""
     pytest.importorskip("ray", reason="Ray is not installed")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ray_engine_module, "_OBJECT_STORE_BYTES", 80 * 2**20)
+        patch.setattr(ray_connection, "_OBJECT_STORE_BYTES", 80 * 2**20)
+        patch.setenv("RAY_worker_niceness", "0")  # or other tests leave little to the workers
         with ray_engine(jobs=2):
             yield
 
@@ -261,7 +261,7 @@ def test_the_command_on_ray_is_the_serial_one(local_ray, tmp_path, monkeypatch, 
 
 
 def test_without_ray_it_says_how_to_install_it(monkeypatch):
-    monkeypatch.setattr(ray_engine_module, "find_spec", lambda name: None)
+    monkeypatch.setattr(ray_connection, "find_spec", lambda name: None)
     with (
         pytest.raises(ImportError, match=r"pip install 'awsgd-rl\[ray\]'"),
         execution(engine="ray"),

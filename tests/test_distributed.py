@@ -574,6 +574,7 @@ def test_ray_draws_the_same_and_survives_the_loss_of_an_actor(trouble, tmp_path,
     import ray
 
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))  # where the actors are to find the module
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # or other tests leave little to the actors
 
     def kill(rollouts):
         if rollouts.batch == 2:

@@ -394,6 +394,7 @@ def test_a_command_is_printed(hooks: Any, monkeypatch: pytest.MonkeyPatch) -> No
 )
 def test_a_page_that_loads_from_elsewhere_is_refused(hooks: Any, tag: str) -> None:
     link = '<a href="https://example.org">to read on</a><script src="a.js"></script>'
+    link += '<link rel="canonical" href="http://127.0.0.1:8000/a.html">'
     assert hooks.on_post_page(link, page_at("a.md"), None) == link
     with pytest.raises(hooks.PluginError, match="loads"):
         hooks.on_post_page(link + tag, page_at("a.md"), None)

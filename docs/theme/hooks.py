@@ -27,7 +27,9 @@ PACKAGE = ROOT / "build" / "docs" / "awsgd_rl"
 _RESULT_LINK = re.compile(r"\]\((?:\.\./)+benchmarks/results/([^)#]+)\)")
 _COMMAND = re.compile(r"^<!-- awsgd-rl (.+) -->$", re.MULTILINE)
 _FROM_ELSEWHERE = re.compile(
-    r"<(?:script|link|img|iframe|source|video)\b(?:[^>\"']|\"[^\"]*\"|'[^']*')*?"
+    # A canonical link, of which a served page has one to itself, is only a name.
+    r"<(?:script|link(?! rel=\"canonical\")|img|iframe|source|video)\b"
+    r"(?:[^>\"']|\"[^\"]*\"|'[^']*')*?"
     r"\b(?:src|href)=[\"']?(?:https?:)?//[^>]*>"
 )
 

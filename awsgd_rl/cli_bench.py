@@ -27,7 +27,8 @@ class Bench:
 
     module: str
     """Imported when the bench runs; `run` may take any of `LIMITS` too, and `progress`, which it
-    calls with the share that is done, in [0, 1], and what to say beside it."""
+    calls with the share that is done, in [0, 1], and what to say beside it. A `check`, if there is
+    one, raises ValueError for values of those of `CHECKED` that it takes."""
     description: str
     """One line."""
 
@@ -122,6 +123,9 @@ BENCHES: Final = {
 LIMITS: Final = ("data", "seed", "preset", "regime", "maps", "env", "seeds", "jobs")
 """Options that a bench's `run` may take, under these names."""
 
+CHECKED: Final = ("preset", "regime", "env")
+"""Those of which a bench has a choice."""
+
 DESCRIPTION = f"""Make a figure or table of the README again.
 
 benches:
@@ -184,7 +188,7 @@ def main(argv: Sequence[str]) -> None:
     with bad_usage():
         require_name("bench", asked.name, BENCHES)
         module = importlib.import_module(BENCHES[asked.name].module)
-        arguments = {"quick": asked.quick, **_arguments(asked, module.run)}
+        arguments = {"quick": asked.quick, **_arguments(asked, module)}
     out = Output(quiet=options.quiet)
     with contextlib.ExitStack() as running:
         name = f"bench {asked.name}"
@@ -235,12 +239,12 @@ def _stored_arguments(path: Path, name: str, given: dict[str, Any]) -> dict[str,
     return {**stored, **{key: given[key] for key in _ANY_NUMBER if key in given}}
 
 
-def _arguments(asked: BenchOptions, run: Any) -> dict[str, Any]:
+def _arguments(asked: BenchOptions, module: Any) -> dict[str, Any]:
     """Return the options given that the bench takes.
 
     Raises:
         UsageError: If one is given that it does not take.
-        ValueError: If a count is below 1.
+        ValueError: If a count is below 1, a seed below 0, or the bench has no such choice.
     """
     given = {
         name: value
@@ -248,11 +252,15 @@ def _arguments(asked: BenchOptions, run: Any) -> dict[str, Any]:
         if value is not None
     }
     for name in given:
-        if name not in inspect.signature(run).parameters:
+        if name not in inspect.signature(module.run).parameters:
             raise UsageError(f"bench {asked.name} takes no --{name}: leave it out")
     for name in ("maps", "seeds", "jobs"):
         if name in given:
             require_integer(f"--{name}", given[name])
+    if "seed" in given:
+        require_integer("--seed", given["seed"], 0)
+    if hasattr(module, "check"):
+        module.check(**{name: given[name] for name in CHECKED if name in given})
     if asked.data is not None and not asked.data.exists():
         raise UsageError(f"--data is {str(asked.data)!r}, but there is no such file or folder")
     return given

@@ -84,6 +84,12 @@ class Task(NamedTuple):
         return f"{self.algorithm} on {self.env_id}, seed {self.seed}"
 
 
+def check(env: str | None = None) -> None:
+    """Raise ValueError if there is no such environment in this bench."""
+    if env is not None:
+        require_name("environment of this bench", env, STEPS)
+
+
 def run(
     quick: bool = False,
     seed: int = 0,
@@ -111,8 +117,7 @@ def run(
         less that of the seed's baseline, on-policy learning with one update a batch;
         `.return_difference_several_updates` and `.return_difference_ppo` are against the others.
     """
-    if env is not None:
-        require_name("environment of this bench", env, STEPS)
+    check(env)
     share = 10 if quick else 1
     number = seeds or (2 if quick else SEEDS)
     envs = list(STEPS) if env is None else [env]

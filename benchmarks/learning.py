@@ -92,6 +92,14 @@ RATIOS: Final = {
 ENDS: Final = ("", "_low", "_high")
 
 
+def check(preset: str | None = None, regime: str | None = None) -> None:
+    """Raise ValueError if there is no such preset or regime in this bench."""
+    if regime is not None:
+        require_name("regime", regime, REGIMES)
+    if preset is not None:
+        require_name("preset of this bench", preset, MAPS[regime or "strong"])
+
+
 def run(
     quick: bool = False,
     seed: int = 0,
@@ -125,10 +133,7 @@ def run(
     Raises:
         ValueError: there is no such preset or regime in this bench.
     """
-    if regime is not None:
-        require_name("regime", regime, REGIMES)
-    if preset is not None:
-        require_name("preset of this bench", preset, MAPS[regime or "strong"])
+    check(preset, regime)
     presets = [preset] if preset is not None else ["15/9"] if quick else list(MAPS["strong"])
     regimes: list[Regime] = [name for name in REGIMES if regime in (None, name)]
     cells = [(name, chosen) for name in presets for chosen in regimes if name in MAPS[chosen]]

@@ -127,6 +127,12 @@ class Task(NamedTuple):
         return f"{self.algorithm} on {self.name}, seed {self.seed}"
 
 
+def check(env: str | None = None) -> None:
+    """Raise ValueError if there is no such environment in this bench."""
+    if env is not None:
+        require_name("environment of this bench", env, TASKS)
+
+
 def run(
     quick: bool = False,
     seed: int = 0,
@@ -154,8 +160,7 @@ def run(
         `.per_gain_equal_time`, `.per_gain_final`, the differences of these from DQN's, with `laber`
         the same. All with 95 % intervals over seeds.
     """
-    if env is not None:
-        require_name("env", env, TASKS)
+    check(env)
     names = list(TASKS) if env is None else [env]
     if "MinAtar/Breakout-v1" in names and find_spec("minatar") is None:
         names.remove("MinAtar/Breakout-v1")

@@ -42,10 +42,11 @@ class StableBaselines:
         env: The environment, as it was given.
         model: Stable-Baselines3's own object.
         history: One entry a batch of environment steps in which an episode ended: episodes and
-            timesteps so far, updates so far, and the mean success and return of the batch's
-            episodes (success is nan where the environment reports none). Of the importance-sampling
-            columns of this package's own agents, prioritized algorithms have `ess` and `max_weight`
-            (over the mean weight), of their last update; the others are nan.
+            timesteps so far, updates since the entry before, and the mean success and return of the
+            batch's episodes (success is nan where the environment reports none). Of the columns of
+            this package's own agents for importance sampling, prioritized algorithms have `ess` and
+            `max_weight` (over the mean weight), of their last update; the others are nan. In a very
+            long training neighbours become one entry.
         monitor_rows: Episodes that `monitor.csv` has; the next `learn` goes on after them.
     """
 

@@ -12,6 +12,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
 from stable_baselines3.common.monitor import ResultsWriter
 
+from awsgd_rl.agents.history import record
 from awsgd_rl.agents.logging import cut_off, open_writer
 
 if TYPE_CHECKING:
@@ -48,9 +49,11 @@ class Listener(BaseCallback):
         self.returns: list[float] = []
         self.successes: list[float] = []
         self.started = False
+        self.updates = 0
 
     def _on_training_start(self) -> None:
         self._estimate_length()
+        self.updates = int(sum(self.agent.history["updates"]))
         self.t_start = time.time()
         if self.monitor is not None:
             self.writer = self._open_monitor(self.monitor)
@@ -132,12 +135,12 @@ class Listener(BaseCallback):
         entry = dict.fromkeys(agent.history, math.nan)
         entry["episodes"] = agent.num_episodes
         entry["timesteps"] = agent.num_timesteps
-        entry["updates"] = cast("Any", self.model)._n_updates
+        updates = cast("Any", self.model)._n_updates
+        entry["updates"], self.updates = updates - self.updates, updates
         entry["success"] = float(np.mean(self.successes))
         entry["return"] = float(np.mean(self.returns))
         entry |= getattr(self.model, "diagnostics", {})
-        for name, value in entry.items():
-            agent.history[name].append(value)
+        record(agent.history, entry)
         self.returns, self.successes = [], []
         return self.callback is None or self.callback(agent) is not False
 

@@ -62,6 +62,7 @@ def test_learns_for_a_number_of_episodes(algorithm: str, tmp_path: Path) -> None
     assert agent.num_episodes == 30
     assert set(agent.history) == set(HISTORY)
     assert agent.history["episodes"][-1] == 30
+    assert sum(agent.history["updates"]) == agent.model._n_updates > 0
     assert agent.history["timesteps"][-1] == agent.num_timesteps == calls[-1]
     assert calls == agent.history["timesteps"]
     assert all(0 <= success <= 1 for success in agent.history["success"])

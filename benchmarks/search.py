@@ -19,7 +19,7 @@ from awsgd_rl.agents.search_spaces import Choices, Space, read_spaces, resolve
 from awsgd_rl.benchmarks.compare import CompareConfig
 from awsgd_rl.benchmarks.resumable import learn
 from awsgd_rl.benchmarks.trial import Task as CompareTask
-from awsgd_rl.benchmarks.trial import binned, complete_success, gridworld_of, make_agent
+from awsgd_rl.benchmarks.trial import complete_success, gridworld_of, make_agent, over_training
 from awsgd_rl.benchmarks.workers import Send, one_thread
 from awsgd_rl.validation import require_integer
 
@@ -192,16 +192,10 @@ def _learn(task: Task) -> tuple[str, float, float]:
 
     seconds = learn(agent, unit, config.budget, follow)
     env.close()
-    success = agent.history.get("success", [])
-    if not success:  # all the steps went into an episode without an end
-        if grid is None:
-            raise ValueError(f"no episode ended within {config.length}")
+    if not agent.history.get("success") and grid is not None:  # all went into an endless episode
         return "success", 0.0, seconds
-    metric = "success" if np.isfinite(success).any() else "return"
-    values = success if metric == "success" else agent.history["return"]
-    ends = agent.history["episodes"]
-    total = config.episodes if config.steps is None else ends[-1]
-    return metric, float(binned(ends, values, total).mean()), seconds
+    metric, _, mean = over_training(agent.history, None if config.steps else config.episodes)
+    return metric, mean, seconds
 
 
 def make_tuned_agent(

@@ -1,7 +1,7 @@
 """One algorithm that learns on one map: the unit of work of `compare`."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -207,16 +207,11 @@ def run_task(task: Task, send: Send) -> Trial:
 
     seconds = learn(agent, unit, config.budget, follow)
     history = agent.history
-    success = history.get("success", [])
-    if not success and grid is not None:  # all the steps went into episodes without an end
-        history = {"episodes": [1.0], "timesteps": [float(agent.num_timesteps)]}
-        success = [0.0]
-    metric = "success" if np.isfinite(success).any() else "return"
-    values = success if metric == "success" else history["return"]
-    curve = binned(history[unit][: len(values)], values, config.budget)
-    mean = float(curve.mean())
-    if config.steps is not None:  # the mean is over episodes all the same
-        mean = float(binned(history["episodes"], values, history["episodes"][-1]).mean())
+    if not history.get("success") and grid is not None:  # all steps went into an endless episode
+        steps = float(agent.num_timesteps)
+        history = {"episodes": [1.0], "timesteps": [steps], "success": [0.0]}
+    metric, values, mean = over_training(history, config.episodes if config.steps is None else None)
+    curve = binned(history[unit], values, config.budget)
     target = exploration = None
     if grid is not None and task.algorithm not in ("dqn", "prioritized-dqn"):
         target = walk(grid, agent.policy_table())
@@ -242,6 +237,25 @@ def run_task(task: Task, send: Send) -> Trial:
         target=target if first else None,
         exploration=exploration if first else None,
     )
+
+
+def over_training(
+    history: Mapping[str, Sequence[float]], episodes: int | None
+) -> tuple[str, Sequence[float], float]:
+    """Return what to judge an agent by, its value for each entry, and the mean over all episodes.
+
+    Args:
+        history: an agent's.
+        episodes: how many it was to learn from; None for those that it had.
+
+    Raises:
+        ValueError: no episode has ended.
+    """
+    if not history.get("success"):
+        raise ValueError("no episode ended: nothing was measured, allow more steps")
+    metric = "success" if np.isfinite(history["success"]).any() else "return"
+    values, ends = history[metric], history["episodes"]
+    return metric, values, float(binned(ends, values, episodes or int(ends[-1])).mean())
 
 
 def make_agent(task: Task, env: "gym.Env[Any, Any]") -> Any:

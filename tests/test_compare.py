@@ -14,7 +14,16 @@ from hypothesis import strategies as st
 from awsgd_rl.benchmarks import engines
 from awsgd_rl.benchmarks import trial as trial_module
 from awsgd_rl.benchmarks.compare import CompareConfig, Comparison, compare, write_figures
-from awsgd_rl.benchmarks.trial import ALGORITHMS, BINS, Task, Trial, binned, run_task, walk
+from awsgd_rl.benchmarks.trial import (
+    ALGORITHMS,
+    BINS,
+    Task,
+    Trial,
+    binned,
+    over_training,
+    run_task,
+    walk,
+)
 from awsgd_rl.benchmarks.workers import TaskError, execution
 from awsgd_rl.exact import TabularMDP
 from awsgd_rl.runs import to_json
@@ -100,6 +109,16 @@ def test_bins_keep_the_mean_over_episodes(batches, bins):
 def test_nothing_measured_is_an_error():
     with pytest.raises(ValueError, match="nothing was measured"):
         binned([1, 2], [math.nan, math.nan], 2)
+
+
+def test_over_training_is_by_episodes_whatever_the_entries():
+    history = {"episodes": [10.0, 40.0], "success": [0.0, 1.0], "return": [5.0, 5.0]}
+    assert over_training(history, None) == ("success", [0.0, 1.0], pytest.approx(0.75))
+    assert over_training(history, 80)[2] == pytest.approx(0.875)
+    history["success"] = [math.nan, math.nan]
+    assert over_training(history, None)[0] == "return"
+    with pytest.raises(ValueError, match="no episode ended"):
+        over_training({"episodes": [], "success": []}, None)
 
 
 @pytest.mark.parametrize("slip", [0.0, 0.2])

@@ -64,8 +64,8 @@ def _before_learning(root: Path) -> str:
     for preset, title in PRESETS.items():
         key = f"paper.{preset}.before_learning"
         if f"{key}.success" in summary:
-            cells = [f"{summary[f'{key}.{name}']:.2g}" for name in ("success", "return_std")]
-            rows.append([title, *cells])
+            success, spread = (summary[f"{key}.{name}"] for name in ("success", "return_std"))
+            rows.append([title, f"{success:.2g}", f"{spread:.{0 if spread >= 10 else 1}f}"])
     return markdown_table(["map", "success", "standard deviation of the return"], rows)
 
 

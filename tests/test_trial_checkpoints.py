@@ -203,24 +203,22 @@ def test_a_killed_comparison_goes_on_within_its_trials(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("awsgd_rl.cli_compare.write_figures", lambda *_: [])
-    argv = ["compare", "--size", "4", "--traps", "2", "--episodes", "600", "--maps", "1"]
+    config = dataclasses.replace(CONFIG, episodes=1500)
+    argv = ["compare", "--size", "4", "--traps", "2", "--episodes", "1500", "--maps", "1"]
     argv += ["--algos", "awsgd", "reinforce"]
     assert cli.main([*argv, "--jobs", "1", "--quiet", "--out", "whole"]) == cli.DONE
     going = ["--jobs", str(jobs), "--quiet", "--out", "run", "--checkpoint-seconds", "0"]
-    started = [scratch_of(Path("run/trials"), CONFIG, name) for name in CONFIG.algos[:jobs]]
+    started = {name: scratch_of(Path("run/trials"), config, name) for name in config.algos[:jobs]}
     with cli_process(*argv, *going) as process:
-        wait_for(lambda: all(len(numbered(path)) >= 3 for path in started), process)
+        # Of two workers one may be done before the other one has begun.
+        wait_for(lambda: any(len(numbered(path)) >= 3 for path in started.values()), process)
         process.kill()
         process.communicate()  # until its workers have ended too
     assert process.returncode == -signal.SIGKILL
     assert not Path("run/results.json").exists()
-    last = {
-        name: episodes_of(path)[-1]
-        for name, path in zip(CONFIG.algos, started, strict=False)
-        if path.exists()  # or it was done by then
-    }
+    last = {name: episodes_of(path)[-1] for name, path in started.items() if numbered(path)}
     assert last
-    assert min(last.values()) < CONFIG.episodes
+    assert min(last.values()) < config.episodes
     reports: dict[str, list[int]] = {}
 
     def report(message: Progress) -> None:
@@ -233,7 +231,7 @@ def test_a_killed_comparison_goes_on_within_its_trials(
         )
         assert cli.main(["compare", "--resume", *going]) == cli.DONE
     for name, episodes in last.items():
-        assert reports[name][0] == min(episodes + BATCH[name], CONFIG.episodes)
+        assert reports[name][0] == min(episodes + BATCH[name], config.episodes)
     assert results(Path("run")) == results(Path("whole"))
     assert not Path("run/trials").exists()
 

@@ -95,3 +95,11 @@ def test_the_zoo_settings_are_options_of_ppo() -> None:
 
     for env_id in STEPS:
         PPOConfig(**control.ZOO[env_id])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("env_id", STEPS)
+def test_episodes_of_ppo_end_within_few_steps_too(env_id: str) -> None:
+    row = control.train(Task(env_id, "ppo", 0, STEPS[env_id] // 10), lambda message: None)
+    assert np.isfinite(row["curve"]).all()
+    assert row["steps"] >= STEPS[env_id] // 10

@@ -184,8 +184,8 @@ def train(task: Task, _send: Send) -> dict[str, Any]:
         ppo = task.algorithm == "ppo"
         options = dict(ZOO[task.env_id] if ppo else TUNED[task.env_id][task.algorithm])
         if ppo:  # of few steps each environment gets enough for an episode to end
-            most = max(1, task.steps // (4 * options["n_steps"]))
-            options["n_envs"] = min(options["n_envs"], most)
+            most = max(task.steps // 4, options.get("batch_size", 64)) // options["n_steps"]
+            options["n_envs"] = min(options["n_envs"], max(1, most))
         agent: Any = make_agent(
             task.algorithm.removesuffix("-equal"),
             *("MlpPolicy", task.env_id, task.seed),

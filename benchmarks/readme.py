@@ -19,6 +19,7 @@ PAGES: Final = (
     "docs/supervised-results.md",
     "docs/replay.md",
     "docs/scaling.md",
+    "docs/guides/running.md",
 )
 _MARKED: Final = re.compile(r"(<!-- ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 

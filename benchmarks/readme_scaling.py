@@ -1,4 +1,4 @@
-"""The tables of docs/scaling.md: what `bench scaling` measured, and the plan that follows."""
+"""The tables of docs/scaling.md and docs/guides/running.md: `bench scaling` and `bench soak`."""
 
 import math
 from collections.abc import Callable
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from awsgd_rl.benchmarks.readme_tables import markdown_table, read_results, with_interval
+from awsgd_rl.benchmarks.soak import LABELS
 
 CORES: Final = (1, 100, 10_000)
 
@@ -87,7 +88,24 @@ def _short(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
+def soak(root: Path) -> str:
+    """Memory and speed of an hour of training, a row a loop."""
+    summary = read_results(root, "soak")["summary"]
+    rows = []
+    for loop, title in LABELS.items():
+        prefix = "" if loop == "awsgd" else f"{loop}."
+        memory = [f"{summary[f'{prefix}rss_{when}_mb']:.0f}" for when in ("start", "end")]
+        ratios = [
+            with_interval(summary, f"{prefix}{what}_end_over_start", 2)
+            for what in ("speed", "machine")
+        ]
+        rows.append([title, *memory, *ratios])
+    header = ["training", "MB after warm-up", "MB at the end", "speed, end / start"]
+    return markdown_table([*header, "the machine's own"], rows)
+
+
 TABLES: Final[dict[str, Callable[[Path], Any]]] = {
+    "soak": soak,
     "scaling-speedups": speedups,
     "scaling-messages": messages,
     "scaling-learner": learner,

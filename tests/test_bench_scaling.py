@@ -75,7 +75,7 @@ def test_the_plan_is_made_of_the_summary(monkeypatch: pytest.MonkeyPatch) -> Non
 
     results = {"summary": scaling.summarise(rows_of(FAKE)), "rows": rows_of(FAKE)}
     monkeypatch.setattr(readme_scaling, "read_results", lambda root, name: results)
-    for table in TABLES.values():
+    for table in (made for name, made in TABLES.items() if name.startswith("scaling-")):
         lines = table(Path()).splitlines()
         assert len({line.count("|") for line in lines}) == 1
         assert not [line for line in lines if "nan" in line]

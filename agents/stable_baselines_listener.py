@@ -49,11 +49,10 @@ class Listener(BaseCallback):
         self.returns: list[float] = []
         self.successes: list[float] = []
         self.started = False
-        self.updates = 0
+        self.updates = int(sum(agent.history["updates"]))
 
     def _on_training_start(self) -> None:
         self._estimate_length()
-        self.updates = int(sum(self.agent.history["updates"]))
         self.t_start = time.time()
         if self.monitor is not None:
             self.writer = self._open_monitor(self.monitor)

@@ -63,14 +63,7 @@ def _gains(root: Path) -> str:
             for what in ("", "_equal_time", "_final")
             for algorithm in ("per", "laber")
         ]
-        # Without an interval where all runs end alike.
-        cells = [
-            with_interval(summary, key, DIGITS[task])
-            if f"{key}_low" in summary
-            else rounded(summary[key], DIGITS[task])
-            for key in keys
-        ]
-        rows.append([task, *cells])
+        rows.append([task, *(with_interval(summary, key, DIGITS[task]) for key in keys)])
     whens = ("all training", "as much time", "afterwards")
     titles = [f"{name}, {when}" for when in whens for name in ("PER", "LaBER")]
     return markdown_table(["return above DQN's", *titles], rows)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from awsgd_rl.benchmarks.readme_tables import markdown_table, read_results, with_interval
-from awsgd_rl.benchmarks.soak import LABELS
+from awsgd_rl.benchmarks.soak import LABELS, summary_prefix
 
 CORES: Final = (1, 100, 10_000)
 
@@ -93,7 +93,7 @@ def soak(root: Path) -> str:
     summary = read_results(root, "soak")["summary"]
     rows = []
     for loop, title in LABELS.items():
-        prefix = "" if loop == "awsgd" else f"{loop}."
+        prefix = summary_prefix(loop)
         memory = [f"{summary[f'{prefix}rss_{when}_mb']:.0f}" for when in ("start", "end")]
         ratios = [
             with_interval(summary, f"{prefix}{what}_end_over_start", 2)

@@ -194,7 +194,9 @@ def _learn(task: Task) -> tuple[str, float, float]:
     env.close()
     if not agent.history.get("success") and grid is not None:  # all went into an endless episode
         return "success", 0.0, seconds
-    metric, _, mean = over_training(agent.history, None if config.steps else config.episodes)
+    metric, _, mean = over_training(
+        agent.history, config.episodes if config.steps is None else None
+    )
     return metric, mean, seconds
 
 

@@ -124,7 +124,7 @@ def summarise(rows: Sequence[Mapping[str, Any]], seed: int = 0) -> dict[str, flo
     for row in rows:
         own = settled(row["samples"])
         hours, memory, rates = own["cpu_seconds"] / 3600.0, own["rss_mb"], speeds(own)
-        prefix = _prefix(row["loop"])
+        prefix = summary_prefix(row["loop"])
         summary[f"{prefix}rss_start_mb"] = float(memory[0])
         summary[f"{prefix}rss_end_mb"] = float(memory[-1])
         add_interval_if_known(summary, f"{prefix}rss_growth_mb_per_hour", slope(hours, memory))
@@ -344,7 +344,7 @@ def write_figures(
         for row, color in zip(rows, plots.PALETTE, strict=False):
             own, loop = settled(row["samples"]), row["loop"]
             minutes, memory = own["seconds"] / 60.0, own["rss_mb"]
-            growth = summary[f"{_prefix(loop)}rss_growth_mb_per_hour"]
+            growth = summary[f"{summary_prefix(loop)}rss_growth_mb_per_hour"]
             label = f"{LABELS[loop]}: {memory[0]:.0f} MB, {growth:+.3g} MB/h"
             left.plot(minutes, memory - memory[0], color=color, linewidth=1.6, label=label)
             rates = speeds(own)
@@ -375,7 +375,8 @@ def write_figures(
     return plots.save_figure(figure, folder, "soak")
 
 
-def _prefix(loop: str) -> str:
+def summary_prefix(loop: str) -> str:
+    """What the names of a loop's numbers begin with in the summary."""
     return "" if loop == "awsgd" else f"{loop}."
 
 

@@ -9,8 +9,8 @@ History = dict[str, list[float]]
 """One entry a batch under each name: episodes, timesteps, success, return, ess, max_weight,
 variance_ratio, headroom, updates. Of a very long training neighbours are one entry: `record`."""
 
-MOST_ENTRIES: Final = 2**17
-"""About 40 MB."""
+MOST_ENTRIES: Final = 2**15
+"""About 10 MB."""
 
 _LAST: Final = ("episodes", "timesteps")
 _SUM: Final = ("updates",)

@@ -51,7 +51,7 @@ class Size(NamedTuple):
     rollout_episodes: Mapping[str, int]
 
 
-FULL: Final = Size(3, WORKERS, 8, 10_000, 500, {"table": 5_000, "network": 500})
+FULL: Final = Size(3, WORKERS, 8, 100_000, 500, {"table": 5_000, "network": 500})
 QUICK: Final = Size(1, (*WORKERS[:2], WORKERS[-1]), 4, 1_000, 50, {"table": 1_000, "network": 60})
 
 

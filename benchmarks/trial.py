@@ -1,7 +1,7 @@
 """One algorithm that learns on one map: the unit of work of `compare`."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -25,6 +25,7 @@ BINS = 100
 FINAL_EPISODES = 200
 """Episodes that measure the policy learned, where no exact computation can."""
 
+_FINAL_ENVS = 16
 _SECONDS_BETWEEN_MESSAGES = 0.25
 
 
@@ -221,7 +222,7 @@ def run_task(task: Task, send: Send) -> Trial:
     if target is not None and metric == "success":
         final = target.success
     else:
-        final = _evaluate(agent, env, metric, seed=task.map)
+        final = _evaluate(agent, lambda: config.make_env(task.map), metric, seed=task.map)
     env.close()
     first = task.map == config.seed
     return Trial(
@@ -392,18 +393,32 @@ def _recent(success: list[float], returns: list[float]) -> float:
     return np.nan
 
 
-def _evaluate(agent: Any, env: "gym.Env[Any, Any]", metric: str, seed: int) -> float:
-    """Return the mean success or return of `FINAL_EPISODES` fresh episodes of the target policy."""
-    results = []
-    for episode in range(FINAL_EPISODES):
-        # Only the first reset is seeded: the others go on from there.
-        observation, _ = env.reset(seed=seed if episode == 0 else None)
-        total, ended = 0.0, False
-        info: dict[str, Any] = {}
-        while not ended:
-            action, _ = agent.predict(observation, deterministic=False)
-            observation, reward, terminated, truncated, info = env.step(action)
-            total += float(reward)
-            ended = terminated or truncated
-        results.append(float(info["is_success"]) if metric == "success" else total)
-    return float(np.mean(results))
+def _evaluate(
+    agent: Any, make_env: "Callable[[], gym.Env[Any, Any]]", metric: str, seed: int
+) -> float:
+    """Return the mean success or return of `FINAL_EPISODES` fresh episodes of the target policy.
+
+    Several environments side by side: the policy acts in all of them at once.
+    """
+    from stable_baselines3.common.evaluation import evaluate_policy
+    from stable_baselines3.common.vec_env import DummyVecEnv
+
+    successes: list[float] = []
+
+    def follow(step: Mapping[str, Any], _: object) -> None:
+        if step["done"]:
+            successes.append(float(step["info"]["is_success"]))
+
+    envs = DummyVecEnv([make_env] * min(_FINAL_ENVS, FINAL_EPISODES))
+    envs.seed(seed)
+    returns, _ = evaluate_policy(
+        agent,
+        envs,
+        FINAL_EPISODES,
+        deterministic=False,
+        callback=follow if metric == "success" else None,
+        return_episode_rewards=True,
+        warn=False,
+    )
+    envs.close()
+    return float(np.mean(successes if metric == "success" else returns))

@@ -1,6 +1,7 @@
 """The comparison: trials are measured right, summaries follow from them, bad input is refused."""
 
 import dataclasses
+import functools
 import json
 import math
 import subprocess
@@ -61,8 +62,8 @@ class Fake:
 
     exploration_table = policy_table
 
-    def predict(self, observation, deterministic):
-        return 1 if self.task.config.env else 2, None
+    def predict(self, observation, state=None, episode_start=None, deterministic=False):
+        return np.full(len(observation), 1 if self.task.config.env else 2), None
 
 
 @pytest.fixture
@@ -210,6 +211,26 @@ def test_return_stands_in_where_success_is_not_known(fakes, monkeypatch):
         "awsgd.return_mean",
         "awsgd.steps_mean",
     ]
+
+
+def test_fresh_episodes_measure_what_a_policy_is_worth(monkeypatch):
+    """Side by side: short episodes, which fail here, must not count more often than they happen."""
+
+    class Uniform:
+        def __init__(self):
+            self.rng = np.random.default_rng(0)
+
+        def predict(self, observation, state=None, episode_start=None, deterministic=False):
+            return self.rng.integers(4, size=len(observation)), None
+
+    monkeypatch.setattr(trial_module, "FINAL_EPISODES", 1000)
+    make_env = functools.partial(CompareConfig(size=4, traps=1).make_env, 0)
+    grid = make_env().unwrapped
+    policy = np.full((grid.n_states, 4), 0.25)
+    p = TabularMDP.from_gridworld(grid).success_probability(policy, grid.horizon)
+    found = trial_module._evaluate(Uniform(), make_env, "success", seed=0)
+    assert 0.05 < p < 0.8
+    assert abs(found - p) < 5 * math.sqrt(p * (1 - p) / 1000)
 
 
 # What the comparison makes of its trials

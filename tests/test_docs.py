@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import gymnasium as gym
 import pytest
 
 from awsgd_rl import cli
@@ -21,8 +22,16 @@ ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/**/*.md"))]
 # Packages that this one does not depend on: a block that imports one runs where it is installed.
 OPTIONAL = ("lightning", "transformers", "wandb")
-FENCE = re.compile(r"(<!-- not run: .+ -->\n)?^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(
+    r"(<!-- not run: [^\n]+ -->\n)?^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL
+)
 LINK = re.compile(r"\]\(([^)#\s]*)(#[^)\s]*)?\)")
+
+
+@pytest.fixture(autouse=True)
+def _registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An environment that a page registers is not there for the next one."""
+    monkeypatch.setattr(gym.envs.registration, "registry", dict(gym.registry))
 
 
 class Block(NamedTuple):
@@ -168,19 +177,75 @@ def test_python_with_optional_packages_runs(
         assert len(proposal.scores.unique()) > 2
 
 
+# How much there is to do, by command: what a page asks for, or the default, is made this little.
+SMALL = {
+    "bench": {"--quick": None},
+    "compare": {"--maps": 2, "--episodes": 100, "--jobs": 1},
+    "evaluate": {"--episodes": 100},
+    "train": {"--total-episodes": 100, "--eval-episodes": 10},
+    "tune": {
+        "--maps": 1,
+        "--check-maps": 1,
+        "--episodes": 100,
+        "--trials": 2,
+        "--jobs": 1,
+    },
+}
+STEPS = {"--steps": 1000, "--total-timesteps": 1000}
+"""What may take the place of episodes."""
+
+
+def made_small(line: str) -> list[str]:
+    """The words of a command, with less to do; one that goes on does what it was told before."""
+    program, command, *words = shlex.split(line, comments=True)
+    sizes = {} if "--resume" in words else SMALL.get(command, {})
+    if "--rare" in words:  # has no number of episodes, but an error to reach
+        sizes = {}
+    for option, number in STEPS.items():
+        if option in words:
+            sizes = {k: v for k, v in sizes.items() if not k.endswith("episodes")}
+            sizes |= {option: number}
+    for option, number in sizes.items():
+        if option not in words:
+            words += [option]
+            words += [] if number is None else [str(number)]
+        elif number is not None:
+            words[words.index(option) + 1] = str(number)
+    return [program, command, *words]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [page for page in PAGES if "/tutorials/" in page])
-def test_commands_of_tutorials_run(
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if any(block.language == "bash" for block in BLOCKS[page])]
+)
+def test_commands_run(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """They go on from one another, with fewer episodes than the page has."""
+    """They go on from one another, with less to do than the page has."""
     monkeypatch.chdir(tmp_path)
-    lines = [x for b in BLOCKS[page] if b.language == "bash" and b.run for x in commands_of(b)]
-    for line in lines:
-        program, *words = shlex.split(re.sub(r"(episodes) \d+", r"\1 100", line))
-        if program == "awsgd-rl" and words[0] != "--help":
-            words += ["--quiet", *(["--jobs", "1"] if words[0] == "compare" else [])]
-            assert cli.main(words) == cli.DONE, line
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("RAY_worker_niceness", "0")
+    monkeypatch.setattr("awsgd_rl.benchmarks.trial.FINAL_EPISODES", 5)
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    for block in BLOCKS[page]:
+        if block.file is not None:
+            (tmp_path / block.file).write_text(block.code)
+        if block.language != "bash" or not block.run:
+            continue
+        for line in commands_of(block):
+            line = line.removeprefix("PYTHONPATH=. ")
+            if not line.startswith("awsgd-rl "):
+                continue  # installs, or is of another program
+            if "--engine ray" in line and importlib.util.find_spec("ray") is None:
+                continue
+            words = made_small(line)[1:]
+            quiet = [] if words[0].startswith("--") or "--help" in words else ["--quiet"]
+            if words[0] == "list":
+                quiet = []
+            assert cli.main([*words, *quiet]) == cli.DONE, line
+            assert opened or "--open" not in words
 
 
 class Read(BaseException):

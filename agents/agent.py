@@ -24,7 +24,7 @@ from awsgd_rl.agents.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
-from awsgd_rl.agents.config import AgentConfig, check_common
+from awsgd_rl.agents.config import AgentConfig, check_common, choose_seed, plain
 from awsgd_rl.agents.history import History, record
 from awsgd_rl.agents.learner import Learner, make_learner
 from awsgd_rl.agents.logging import NOTHING, RunLogger
@@ -76,9 +76,9 @@ class Agent(ABC):
         for option in options:
             validation.require_name(f"option of {self.name}", option, known)
         self.env = gym.make(env) if isinstance(env, str) and policy == "TablePolicy" else env
-        self.config = self._resolve(self.config_class(**options))
+        self.config = self._resolve(self.config_class(**plain(options)))
         self.check(self.config)
-        self.seed = int(np.random.SeedSequence(seed).generate_state(1)[0]) if seed is None else seed
+        self.seed = choose_seed(seed)
         self.device = device
         self.learner: Learner = make_learner(self)
         self.generator = torch.Generator(self.learner.device).manual_seed(self.seed)
@@ -144,8 +144,11 @@ class Agent(ABC):
         """
         if (total_timesteps is None) == (total_episodes is None):
             raise ValueError("give one of total_timesteps and total_episodes")
-        unit = "total_timesteps" if total_episodes is None else "total_episodes"
-        total = validation.require_integer(unit, total_timesteps or total_episodes)
+        if total_episodes is None:
+            unit, total = "total_timesteps", total_timesteps
+        else:
+            unit, total = "total_episodes", total_episodes
+        total = validation.require_integer(unit, total)
 
         def done() -> int:
             return self.num_timesteps if total_episodes is None else self.num_episodes

@@ -13,9 +13,11 @@ Variants: "replay" is all of this; "mixture" leaves out the memory and the criti
 unbiased; "paper" is Algorithm 2 of seed 001 to the letter (all trajectories from a free Q_τ,
 unbounded weights, τ += η ‖d‖² ∇ log q), unbiased, and it diverges: it is there to be seen.
 
-The replay has two biases: the truncation at `ratio_clip` (none at infinity) and the error of the
+The replay has three biases: the truncation at `ratio_clip` (none at infinity); the error of the
 critic, whose gradient g takes the place of the returns' (none with `critic=False`; the score is
-then W ‖g‖). All this holds for tables on the gridworld; what networks have (no critic of actions,
+then W ‖g‖); and that of data used again: after their first step w, and the values, depend on the
+trajectories that are weighted again, for which no ratio makes up ("mixture" and updates=1 have
+none). All this holds for tables on the gridworld; what networks have (no critic of actions,
 τ += η · mean_b (‖W_b g_b‖² − mean) r_b ∇ log q_τ in seed 001's way, standardised advantages, no
 factor γ^t, ratios of single steps, a trust region) is said in `neural.py`.
 """
@@ -52,9 +54,9 @@ class AWSGDConfig(AgentConfig):
     """Largest norm of τ − w where τ makes steps of its own. Default: 3 with tables, 1 with
     networks, none for the variant "paper"."""
     critic: bool | None = None
-    """Gradients are those of a critic learned from what is replayed, which is their one bias beside
-    the truncation of ratios. False: of the returns. Default: True for tables on the gridworld with
-    the variant "replay", returns to go and a baseline, and else not possible."""
+    """Gradients are those of a critic learned from what is replayed, whose error is a bias. False:
+    of the returns. Default: True for tables on the gridworld with the variant "replay", returns to
+    go and a baseline, and else not possible."""
     memory: int | None = None
     """Trajectories kept for replay. Default: 100 with tables, 64 with networks."""
     uniform_share: float = 0.5
@@ -159,7 +161,9 @@ class AWSGD(Agent):
     def update(self, n: int) -> dict[str, float]:
         """Learn from `n` fresh episodes, then from past ones."""
         learner = self.learner
-        explored = round(self.exploration_share * n)
+        share = self.exploration_share
+        # P_w draws one at least: else the weights would have no bound.
+        explored = n if share == 1.0 else min(round(share * n), n - 1)
         fresh = learner.collect(n - explored, explored)
         weights, exploration_ratio = self.weigh(fresh, explored / n)
         weights, step_clip = self.truncate(weights)

@@ -41,7 +41,7 @@ def write_checkpoint(path: Path, about: dict[str, Any], parameters: dict[str, Te
         with atomic_path(partial / PARAMETERS) as file:
             save_file(parameters, file)
         with atomic_path(partial / ABOUT) as file:
-            text = json.dumps({"schema": SCHEMA, **spell_infinity(about)}, indent=2)
+            text = json.dumps(to_json({"schema": SCHEMA, **spell_infinity(about)}), indent=2)
             file.write_text(text + "\n", encoding="utf-8")
 
 
@@ -80,14 +80,18 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def describe_env(env: Any) -> dict[str, Any]:
-    """Return an environment's id and arguments; nothing where it was not made by its id."""
-    spec = gym.spec(env) if isinstance(env, str) else getattr(env, "spec", None)
-    if spec is None:
+    """Return an environment's id and arguments; nothing where those would not make it again."""
+    # The module of "module:id" has been imported by now.
+    spec = gym.spec(env.rpartition(":")[2]) if isinstance(env, str) else getattr(env, "spec", None)
+    if spec is None or spec.additional_wrappers:
         return {}
     arguments = (
         {} if spec.max_episode_steps is None else {"max_episode_steps": spec.max_episode_steps}
     )
-    return {"id": spec.id, "kwargs": to_json({**spec.kwargs, **arguments})}
+    try:
+        return {"id": spec.id, "kwargs": to_json({**spec.kwargs, **arguments})}
+    except ValueError:  # an argument has no JSON form
+        return {}
 
 
 def make_described_env(description: dict[str, Any]) -> Any:

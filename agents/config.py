@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from awsgd_rl import validation
 
 
@@ -21,7 +23,8 @@ class AgentConfig:
     """Discount γ in (0, 1]. Default: 0.999 with tables, 0.99 with networks."""
     ratio_clip: float = 2.0
     """Largest ratio p_now / p_drawn of data that is used again (whole trajectories with tables,
-    single steps with networks). The truncation is the only bias; infinity removes it."""
+    single steps with networks). Infinity removes the bias of the truncation, not that of using the
+    data again: its weights and values have been learned from it too."""
     reward_to_go: bool = True
     """Weight each action by the return from it on. False: by the whole episode's, as Bouchard et
     al. (2015); tables on the gridworld."""
@@ -56,6 +59,28 @@ NETWORK_DEFAULTS: Mapping[str, float] = {
     "discount": 0.99,
 }
 """What `None` stands for with networks, whatever the algorithm."""
+
+
+def plain(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options with NumPy's numbers as Python's.
+
+    The checks take both; PyTorch, Stable-Baselines3 and JSON do not.
+    """
+    return {
+        name: value.item() if isinstance(value, np.generic) else value
+        for name, value in options.items()
+    }
+
+
+def choose_seed(seed: int | None) -> int:
+    """Return the seed that was given, or one that is drawn.
+
+    Raises:
+        ValueError: it is no whole number of 0 or more.
+    """
+    if seed is None:
+        return int(np.random.SeedSequence().generate_state(1)[0])
+    return validation.require_integer("seed", seed, minimum=0)
 
 
 def check_common(config: Any) -> None:

@@ -185,9 +185,11 @@ class RolloutWorkers:
         time, which are (`version0.…` the oldest).
         """
         values = {name: getattr(self, name) for name in ("lag", "chunk_size", "batch", "started")}
+        # A batch that could not be drawn has left its version behind, which will be made anew.
+        held = sorted(version for version in self._versions if version < self.batch)
         return {
             f"version{age}.{name}": torch.from_numpy(array.copy())
-            for age, version in enumerate(sorted(self._versions))
+            for age, version in enumerate(held)
             for name, array in self._versions[version].parameters.items()
         }, values
 

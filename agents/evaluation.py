@@ -21,6 +21,7 @@ policy leaves nothing to explore, and the result says so.
 """
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -117,25 +118,24 @@ def estimate_outcome(
     """
     budget, share = _check(episodes, relative_error, exploration_share, seed)
     measure = Measure(outcome, bounds)
-    rollouts = make_rollouts(agent, seed)
-    run = _Run(rollouts, measure, share, np.random.default_rng(seed))
     goal = _UNEXPLORED if relative_error is None else relative_error
+    with closing(make_rollouts(agent, seed)) as rollouts:
+        run = _Run(rollouts, measure, share, np.random.default_rng(seed))
+        while not run.has_learned(goal, budget // 2):
+            n = min(max(rollouts.minimum, run.done // rollouts.growth), budget // 2 - run.done)
+            run.learn(n)
+            progress(run.done, "learning")
+        learned = run.done
 
-    while not run.has_learned(goal, budget // 2):
-        n = min(max(rollouts.minimum, run.done // rollouts.growth), budget // 2 - run.done)
-        run.learn(n)
-        progress(run.done, "learning")
-    learned = run.done
-
-    size = max(_LEAST_MEASURED, learned // 2)
-    while run.done < budget:
-        left = budget - run.done
-        run.measure(left if left < size + _LEAST_MEASURED else size)
-        size = run.done - learned
-        progress(run.done, f"{measure.name} {run.mean.estimate:.3g}")
-        if relative_error is not None and run.mean.relative_error <= relative_error:
-            break
-    return run.combine(learned)
+        size = max(_LEAST_MEASURED, learned // 2)
+        while run.done < budget:
+            left = budget - run.done
+            run.measure(left if left < size + _LEAST_MEASURED else size)
+            size = run.done - learned
+            progress(run.done, f"{measure.name} {run.mean.estimate:.3g}")
+            if relative_error is not None and run.mean.relative_error <= relative_error:
+                break
+        return run.combine(learned)
 
 
 def check_arguments(
@@ -151,7 +151,8 @@ def check_arguments(
     """Raise what `estimate_outcome` would, after one episode at most."""
     _check(episodes, relative_error, exploration_share, seed)
     measure = Measure(outcome, bounds)
-    measure(make_rollouts(agent, seed).run(1, 0, np.random.default_rng(seed)))
+    with closing(make_rollouts(agent, seed)) as rollouts:
+        measure(rollouts.run(1, 0, np.random.default_rng(seed)))
 
 
 def _check(

@@ -318,7 +318,7 @@ def learn_exploration(
     room = engine.make_room(grid, min(batch_size, episodes))
     for begin in range(0, episodes, batch_size):
         n = min(batch_size, episodes - begin)
-        explored = round(share * n)
+        explored = min(round(share * n), n - 1)  # else the weights would have no bound
         rows, _ = engine.rollout(
             grid,
             target,

@@ -703,11 +703,6 @@ class NeuralLearner:
         probabilities: npt.NDArray[np.float64] = policy(states).exp().cpu().numpy()
         return probabilities
 
-    @property
-    def spaces(self) -> dict[str, str]:
-        """What the learner was made for, as text for a saved agent's JSON."""
-        return {"observation": str(self.observation_space), "action": str(self.action_space)}
-
 
 def _default(value: T | None, otherwise: T) -> T:
     return otherwise if value is None else value

@@ -48,6 +48,9 @@ class Rollouts(Protocol):
     def path(self, batch: Batch, b: int) -> tuple[NDArray[Any], Ints, Floats]:
         """Return observations [L + 1, ...], actions and their probabilities [L] of episode `b`."""
 
+    def close(self) -> None:
+        """Let go of what was made for the evaluation; leave the training as it was."""
+
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def _walk(
@@ -161,6 +164,9 @@ class EngineRollouts:
         walk(*arguments)
         states, actions = steps.T
         return np.append(states, columns[-1][b]), actions.copy(), self.policy[states, actions]
+
+    def close(self) -> None:
+        """There is nothing to let go of."""
 
 
 def make_rollouts(agent: Any, seed: int) -> Rollouts:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 from awsgd_rl.agents.outcome_critics import NetworkCritic, Steps, TableCritic, aim
 from awsgd_rl.agents.outcome_rollouts import FLOOR
 from awsgd_rl.agents.outcomes import Batch
+from awsgd_rl.agents.random_states import environment_state, set_environment_state
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -18,7 +20,12 @@ class VectorRollouts:
     """Policies with Discrete actions on any Gymnasium environment.
 
     Observations that come back (a grid, a table) are states of a `TableCritic`; where most are new
-    a `NetworkCritic` generalises. Which of the two is decided by the first episodes.
+    a `NetworkCritic` generalises. Which of the two is decided by the first episodes, but for
+    Discrete observations, which are states in any case.
+
+    An environment that cannot be made again is the training's own. `close` puts its generators back
+    to where they were, so that the training goes on as without an evaluation; those that are out of
+    reach (`environment_state`) stay where they have come to, and other episodes follow.
 
     Args:
         agent: an agent with a `NeuralLearner`.
@@ -31,11 +38,13 @@ class VectorRollouts:
     _MOST_STEPS = 100_000  # that the network learns from: the last ones
 
     def __init__(self, agent: Any, seed: int) -> None:
-        from awsgd_rl.agents.rollout import EpisodeCollector, make_vector_env
+        from awsgd_rl.agents.rollout import EpisodeCollector, is_shared, make_vector_env
 
         self.learner = agent.learner
         copies, horizon = make_vector_env(agent.env, self._COPIES, self.learner.horizon)
         self.horizon = horizon
+        self._shared = is_shared(copies, agent.env)
+        self._state = environment_state(copies) if self._shared else None
         seeds = np.random.SeedSequence(seed).generate_state(3)
         self._collector = EpisodeCollector(copies, horizon, int(seeds[0]))
         self._rng = np.random.default_rng(seeds[1])
@@ -84,6 +93,13 @@ class VectorRollouts:
         else:
             self._learn_network(batch, outcomes, centre, largest)
 
+    def close(self) -> None:
+        """Close the copies; put the generators of the training's own environment back."""
+        if not self._shared:
+            self._collector.envs.close()
+        elif self._state is not None:
+            set_environment_state(self._collector.envs, self._state)
+
     @torch.no_grad()
     def _log_policy(self, observations: NDArray[Any]) -> Floats:
         log_p: Floats = self.learner.policy(self._features(observations)).cpu().numpy()
@@ -124,6 +140,9 @@ class VectorRollouts:
 
     def _choose(self, episodes: list[Any]) -> None:
         """Decide between a table and a network."""
+        if isinstance(self.learner.observation_space, gym.spaces.Discrete):
+            self._table = TableCritic(0, self.n_actions)
+            return
         keys = {_key(row, False) for episode in episodes for row in episode.observations[:-1]}
         steps = sum(len(episode.rewards) for episode in episodes)
         if len(keys) <= self._RETURNING * steps:

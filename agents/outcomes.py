@@ -104,12 +104,13 @@ class Measure:
         """Return [B] outcomes.
 
         Raises:
-            ValueError: an outcome is outside the bounds, or the environment does not report it.
+            ValueError: an outcome is outside the bounds or not finite, or the environment does not
+                report it.
         """
         if self.function is not None:
             return self._call(self.function, batch)
         if self.name == "return":
-            return batch.total
+            return _checked_returns(batch.total)
         if self.name == "horizon":
             return (~batch.terminated).astype(np.float64)
         if np.isnan(batch.success).any():
@@ -134,6 +135,16 @@ class Measure:
         """Return the largest |f - centre| that can be, or, without bounds, that was seen."""
         ends = [self.low, self.high] if np.isfinite(self.high) else seen
         return float(np.abs(np.asarray(ends) - centre).max(initial=0.0)) or 1.0
+
+
+def _checked_returns(returns: Floats) -> Floats:
+    wrong = returns[~np.isfinite(returns)]
+    if wrong.size:
+        raise ValueError(
+            f"the return of an episode is {wrong[0]}, expected a finite number: repair the "
+            "environment's rewards"
+        )
+    return returns
 
 
 class Path(NamedTuple):

@@ -67,6 +67,14 @@ def make_vector_env(env: Environment, n_envs: int, horizon: int | None) -> tuple
     return SyncVectorEnv([lambda: only]), limit
 
 
+def is_shared(envs: AnyVectorEnv, env: Environment) -> bool:
+    """Return whether `make_vector_env` took `env` itself into `envs`, rather than copies of it."""
+    if isinstance(env, str | VectorEnv):
+        return envs is env
+    base = envs.unwrapped
+    return isinstance(base, SyncVectorEnv) and base.envs[0].unwrapped is env.unwrapped
+
+
 def _find_spec(name: str) -> gym.envs.registration.EnvSpec:
     module, _, rest = name.rpartition(":")
     try:

@@ -18,6 +18,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from awsgd_rl._version import __version__
+from awsgd_rl.agents.config import choose_seed, plain
 from awsgd_rl.agents.stable_baselines_configs import CONFIGS
 from awsgd_rl.validation import require_integer, require_name
 
@@ -56,7 +57,7 @@ class StableBaselines:
         policy: str,
         env: "str | gym.Env[Any, Any]",
         *,
-        seed: int = 0,
+        seed: int | None = None,
         device: str = "auto",
         tensorboard_log: str | Path | None = None,
         log_dir: str | Path | None = None,
@@ -68,7 +69,8 @@ class StableBaselines:
             algorithm: One of `CONFIGS`.
             policy: "MlpPolicy"; a Discrete observation is one-hot encoded.
             env: The environment or its id.
-            seed: Seed of Stable-Baselines3's global generators, 0 or more.
+            seed: Seed of Stable-Baselines3's global generators, 0 or more; None draws one, which
+                `agent.seed` then tells.
             device: "auto", "cpu" or "cuda".
             tensorboard_log: Folder for TensorBoard's events, in a folder of their own there.
             log_dir: Folder for `monitor.csv`.
@@ -84,8 +86,8 @@ class StableBaselines:
         for name in options:
             require_name(f"option of {algorithm}", name, names)
         self.algorithm = algorithm
-        self.config = config_class(**options)
-        self.seed = require_integer("seed", seed, minimum=0)
+        self.config = config_class(**plain(options))
+        self.seed = choose_seed(seed)
         self.env = gym.make(env) if isinstance(env, str) else env
         _check_spaces(algorithm, self.env)
         self._tensorboard_log = None if tensorboard_log is None else str(tensorboard_log)
@@ -174,6 +176,8 @@ class StableBaselines:
                 # Only this makes a new folder in `tensorboard_log`.
                 reset_num_timesteps=self.num_timesteps == 0,
             )
+            if total_episodes is not None:
+                self._drop_last_step()
         except StopLearning:
             callbacks.on_training_end()
         finally:
@@ -335,6 +339,16 @@ class StableBaselines:
     def resume_log(self, monitor_rows: int) -> None:
         """Let the next `learn` append to the logs from where they stood then."""
         self.monitor_rows, self._continues_board = monitor_rows, True
+
+    def _drop_last_step(self) -> None:
+        """Let the next `learn` begin new episodes: of the last step it would know the half."""
+        from awsgd_rl.agents.stable_baselines_replay import interrupt
+
+        # Stable-Baselines3 stops before it takes the step in, which has reset the environment.
+        self.model._last_obs = None
+        buffer = getattr(self.model, "replay_buffer", None)
+        if buffer is not None:
+            interrupt(buffer)
 
     def _monitor_path(self) -> Path | None:
         return None if self._log_dir is None else self._log_dir / "monitor.csv"

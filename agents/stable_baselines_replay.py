@@ -55,6 +55,16 @@ def read(buffer: ReplayBuffer, path: Path) -> None:
         raise ValueError(f"{path} is no whole safetensors file: {error}") from None
 
 
+def interrupt(buffer: ReplayBuffer) -> None:
+    """Let returns of several steps end at the last row: the environments will be reset."""
+    if isinstance(buffer, NStepReplayBuffer) and buffer.size():
+        # As it does itself when it draws, until the next transition is there: that one will be of
+        # another episode.
+        last = buffer.pos - 1
+        open_ = np.logical_not(buffer.dones[last])
+        buffer.timeouts[last] = np.logical_or(buffer.timeouts[last], open_)
+
+
 def _read(buffer: ReplayBuffer, path: Path, file: Any) -> None:
     pos, full = _position(buffer, path, file.metadata())
     size = buffer.buffer_size if full else pos
@@ -76,11 +86,7 @@ def _read(buffer: ReplayBuffer, path: Path, file: Any) -> None:
             last = min(first + _ROWS, size)
             array[first:last] = part[first:last]
     buffer.pos, buffer.full = pos, full
-    if isinstance(buffer, NStepReplayBuffer) and size:
-        # As it does itself when it draws, until the next transition is there: that one will be of
-        # another episode.
-        open_ = np.logical_not(buffer.dones[pos - 1])
-        buffer.timeouts[pos - 1] = np.logical_or(buffer.timeouts[pos - 1], open_)
+    interrupt(buffer)
 
 
 def _position(buffer: ReplayBuffer, path: Path, metadata: Any) -> tuple[int, bool]:

@@ -7,7 +7,6 @@ cannot be saved: the episodes under way are dropped, and new ones begin. So a tr
 is a sound one, but not bit for bit the one that was never stopped.
 """
 
-import json
 import math
 from collections import deque
 from collections.abc import Callable, Collection
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from awsgd_rl._version import __version__
 from awsgd_rl.agents import stable_baselines_replay
-from awsgd_rl.agents.checkpoint import describe_env
+from awsgd_rl.agents.checkpoint import describe_env, spell_infinity
 from awsgd_rl.agents.module_state import moments_after_a_step
 from awsgd_rl.agents.prioritized_buffer import PrioritizedReplayBuffer
 from awsgd_rl.agents.random_states import check_torch_state
@@ -38,11 +37,14 @@ from awsgd_rl.agents.training_file import (
     Layout,
     check_layout,
     layout_of,
+    named,
     open_tensors,
     read_about,
+    tensors_of,
     write_training,
 )
 from awsgd_rl.agents.training_state import check_made_with
+from awsgd_rl.runs import to_json
 
 if TYPE_CHECKING:
     from awsgd_rl.agents.stable_baselines import StableBaselines
@@ -73,7 +75,7 @@ def save_training(agent: "StableBaselines", path: Path) -> None:
         "version": __version__,
         "log": agent.log_position(),
         "history": list(agent.history),
-        "model": {name: getattr(model, name) for name in _names(model)},
+        "model": to_json({name: getattr(model, name) for name in _names(model)}),
         "diagnostics": {name: x for name, x in diagnostics.items() if math.isfinite(x)},
         "random": random_states(agent),
     }
@@ -81,9 +83,9 @@ def save_training(agent: "StableBaselines", path: Path) -> None:
         name: torch.tensor(column, dtype=torch.float64) for name, column in agent.history.items()
     }
     tensors = {
-        **_named(_HISTORY, history),
-        **_named(_STATE, agent._state()),
-        **_named(_RANDOM, torch_states(model.device)),
+        **named(_HISTORY, history),
+        **named(_STATE, agent._state()),
+        **named(_RANDOM, torch_states(model.device)),
     }
     write_training(path, about, tensors, _replay_writer(model))
 
@@ -110,15 +112,15 @@ def restore_training(agent: "StableBaselines", path: Path) -> None:
         names = list(file.keys())
         layout = {
             **{_HISTORY + name: (torch.float64, (None,)) for name in agent.history},
-            **_named(_STATE, _state_layout(agent, names)),
-            **_named(_RANDOM, layout_of(torch_states(model.device))),
+            **named(_STATE, _state_layout(agent, names)),
+            **named(_RANDOM, layout_of(torch_states(model.device))),
         }
         check_layout(path, file, layout)
         tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in names}
     history = {name: tensors[_HISTORY + name].tolist() for name in agent.history}
     if len({len(column) for column in history.values()}) > 1:
         raise ValueError(f"{path} is damaged: the columns of its history differ in length")
-    generators = _part(tensors, _RANDOM)
+    generators = tensors_of(tensors, _RANDOM)
     try:
         _check_values(model, about)
         check_random_states(agent, about.get("random"))
@@ -128,7 +130,7 @@ def restore_training(agent: "StableBaselines", path: Path) -> None:
         _read_replay(model, path / REPLAY, "replay" in about)
     except ValueError as error:
         raise ValueError(f"{path} does not fit this agent: {error}") from None
-    agent._load_state(_part(tensors, _STATE))
+    agent._load_state(tensors_of(tensors, _STATE))
     for name, value in about["model"].items():
         setattr(model, name, value)
     if hasattr(model, "diagnostics"):
@@ -151,7 +153,7 @@ def _made_with(agent: "StableBaselines") -> dict[str, Any]:
         "config": asdict(agent.config),
         "device": agent.model.device.type,
     }
-    found: dict[str, Any] = json.loads(json.dumps(made))
+    found: dict[str, Any] = to_json(spell_infinity(made))
     return found
 
 
@@ -187,7 +189,7 @@ def _state_layout(agent: "StableBaselines", names: Collection[str]) -> Layout:
     for kind, optimizer in optimizers.items():
         if any(name.startswith(f"{_STATE}{kind}.") for name in names):
             moments = moments_after_a_step({"": optimizer})[""]
-            layout |= _named(kind, layout_of(_part(moments, "_optimizer")))
+            layout |= named(kind, layout_of(tensors_of(moments, "_optimizer")))
     return layout
 
 
@@ -221,15 +223,3 @@ def _resume_log(agent: "StableBaselines", position: dict[str, Any] | None) -> No
     model.ep_info_buffer = deque(({"r": r, "l": n, "t": 0.0} for r, n in episodes), window)
     model.ep_success_buffer = deque(position["successes"], window)
     agent.resume_log(position["monitor_rows"])
-
-
-def _named(prefix: str, mapping: dict[str, Any]) -> dict[str, Any]:
-    return {prefix + name: value for name, value in mapping.items()}
-
-
-def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {
-        name.removeprefix(prefix): tensor
-        for name, tensor in tensors.items()
-        if name.startswith(prefix)
-    }

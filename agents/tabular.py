@@ -15,7 +15,7 @@ from awsgd_rl.agents import engine, tables
 from awsgd_rl.agents.exploration import CrossEntropyExploration
 from awsgd_rl.agents.random_states import check_numpy_state, numpy_state
 from awsgd_rl.agents.row_memory import RowMemory
-from awsgd_rl.agents.training_file import Layout, layout_of
+from awsgd_rl.agents.training_file import Layout, layout_of, tensors_of
 from awsgd_rl.envs.gridworld import TrapGridworld
 
 _DECAY = 0.99  # of what a batch taught Q_τ, at each later batch
@@ -377,12 +377,12 @@ class TabularLearner:
             ValueError: numbers do not fit together; nothing has changed then.
         """
         streams = [check_numpy_state(values.get(f"{use}generator")) for use in ("", "predict_")]
-        kept = _part(tensors, "memory.")
+        kept = tensors_of(tensors, "memory.")
         if self.memory is not None:
             self.memory.check_training_state(kept, values.get("memory"), len(self.values))
         if self.rule is not None:
-            self.rule.restore_training(_part(tensors, "exploration."))
-        self._scale.load_state_dict(_part(tensors, "scale."))
+            self.rule.restore_training(tensors_of(tensors, "exploration."))
+        self._scale.load_state_dict(tensors_of(tensors, "scale."))
         if self.memory is not None:
             self.memory.restore_training(kept, values["memory"])
         self.target = tables.make_table(tensors["target.logits"].numpy())
@@ -427,11 +427,6 @@ def grid_of(env: TrapGridworld, reward_scale: float = 1.0) -> engine.Grid:
         float(env.slip),
         int(env.horizon),
     )
-
-
-def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    start = len(prefix)
-    return {name[start:]: x for name, x in tensors.items() if name.startswith(prefix)}
 
 
 def _refuse(step_clip: float | None) -> None:

@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -141,6 +141,21 @@ def check_layout(path: Path, file: Any, layout: Layout) -> None:
 def layout_of(tensors: Mapping[str, Tensor]) -> Layout:
     """Return the layout that tensors have."""
     return {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+
+
+def named(prefix: str, mapping: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a mapping whose names begin with the prefix."""
+    return {prefix + name: value for name, value in mapping.items()}
+
+
+def names_of(names: Iterable[str], prefix: str) -> list[str]:
+    """Return the names that begin with the prefix, without it."""
+    return [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+
+
+def tensors_of(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return what `named` gave that prefix, under its own names."""
+    return {name: tensors[prefix + name] for name in names_of(tensors, prefix)}
 
 
 _OWN = frozenset({ABOUT, TENSORS, REPLAY})

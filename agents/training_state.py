@@ -7,7 +7,6 @@ logs stand. What an environment keeps to itself is in `random_states.environment
 """
 
 import copy
-import json
 from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
@@ -24,10 +23,14 @@ from awsgd_rl.agents.training_file import (
     Layout,
     check_layout,
     layout_of,
+    named,
+    names_of,
     open_tensors,
     read_about,
+    tensors_of,
     write_training,
 )
+from awsgd_rl.runs import to_json
 
 if TYPE_CHECKING:
     from awsgd_rl.agents.agent import Agent
@@ -84,9 +87,9 @@ def save_training(agent: "Agent", path: Path) -> None:
         path,
         about,
         {
-            **_named(_HISTORY, history),
-            **_named(_LEARNER, tensors),
-            **_named(_ROLLOUTS, older),
+            **named(_HISTORY, history),
+            **named(_LEARNER, tensors),
+            **named(_ROLLOUTS, older),
             **_module_tensors(agent),
             _GENERATOR: agent.generator.get_state(),
         },
@@ -114,10 +117,10 @@ def restore_training(agent: "Agent", path: Path) -> None:
     with open_tensors(path) as file:
         names = list(file.keys())
         layout = {
-            **_named(_LEARNER, learner.training_layout(_part(names, _LEARNER))),
-            **_named(
+            **named(_LEARNER, learner.training_layout(names_of(names, _LEARNER))),
+            **named(
                 _ROLLOUTS,
-                {} if rollouts is None else rollouts.training_layout(_part(names, _ROLLOUTS)),
+                {} if rollouts is None else rollouts.training_layout(names_of(names, _ROLLOUTS)),
             ),
             **layout_of(_module_tensors(agent)),
             **layout_of({_GENERATOR: agent.generator.get_state()}),
@@ -132,12 +135,12 @@ def restore_training(agent: "Agent", path: Path) -> None:
         check_torch_state(tensors[_GENERATOR], learner.device)
         trials = {}
         for kind, module in agent.modules().items():
-            trials[kind] = _tensors_of(tensors, f"{kind}.")
+            trials[kind] = tensors_of(tensors, f"{kind}.")
             copy.deepcopy(module).load_state_dict(trials[kind])
         if rollouts is not None:
-            drawn_with = _tensors_of(tensors, _ROLLOUTS)
+            drawn_with = tensors_of(tensors, _ROLLOUTS)
             rollouts.check_training_state(drawn_with, about["rollouts"])
-        learner.restore_training(_tensors_of(tensors, _LEARNER), about["learner"])
+        learner.restore_training(tensors_of(tensors, _LEARNER), about["learner"])
         if rollouts is not None:
             rollouts.restore_training(drawn_with, about["rollouts"])
     except (ValueError, RuntimeError) as error:
@@ -160,7 +163,7 @@ def _made_with(agent: "Agent") -> dict[str, Any]:
         "config": asdict(agent.config),
         "device": cast("Resumable", agent.learner).device.type,
     }
-    found: dict[str, Any] = json.loads(json.dumps(spell_infinity(made)))
+    found: dict[str, Any] = to_json(spell_infinity(made))
     return found
 
 
@@ -215,15 +218,3 @@ def _module_tensors(agent: "Agent") -> dict[str, Tensor]:
         for kind, module in agent.modules().items()
         for name, tensor in module.state_dict().items()
     }
-
-
-def _named(prefix: str, mapping: dict[str, Any]) -> dict[str, Any]:
-    return {prefix + name: value for name, value in mapping.items()}
-
-
-def _part(names: Collection[str], prefix: str) -> list[str]:
-    return [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
-
-
-def _tensors_of(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name: tensors[prefix + name] for name in _part(tensors, prefix)}

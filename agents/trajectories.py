@@ -64,11 +64,6 @@ class Trajectories:
         return self.lengths.shape[0]
 
     @property
-    def truncated(self) -> Tensor:
-        """[B] True if the episode was cut off rather than ended."""
-        return ~self.terminated
-
-    @property
     def raw_returns(self) -> Tensor:
         """[B] Undiscounted sums of rewards, float64: SB3's episode reward."""
         return self.rewards.sum(0, dtype=torch.float64)

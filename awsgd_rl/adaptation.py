@@ -48,30 +48,24 @@ def centred(x: Tensor) -> Tensor:
 
 
 def score_function_coefficients(
-    squared_norms: Tensor,
-    *,
-    scale: Tensor | float = 1.0,
-    centre: bool = True,
-    cost: Tensor | None = None,
+    squared_norms: Tensor, *, scale: Tensor | float = 1.0, centre: bool = True
 ) -> Tensor:
     """The c_b with which τ += η mean_b c_b ∇_τ log q(x_b) lowers E_q‖w ∇f‖².
 
     `∇_τ E_q‖w ∇f‖² = −E_q[‖w ∇f‖² ∇_τ log q]` (Bouchard 2015, eq. 11), so c_b is ‖w_b ∇f(x_b)‖²,
-    divided by the time that it took to get the item (Algorithm 3), centred, and divided by a
-    scale. With scale = 1 the expectation of the step is exact, centred or not.
+    centred, and divided by a scale. With scale = 1 the expectation of the step is exact, centred
+    or not.
 
     Args:
-      squared_norms: [B] ‖w ∇f‖², squared norms of the weighted gradients.
+      squared_norms: [B] ‖w ∇f‖², squared norms of the weighted gradients; for Algorithm 3 each
+        divided by the time that it took to get the item.
       scale: positive divisor, since ‖w ∇f‖² changes by orders of magnitude during training.
       centre: subtract the mean of the others; draws must be independent.
-      cost: [B] positive access time of each draw, in any unit.
 
     Returns:
       [B] float64, without gradient.
     """
     coefficients = squared_norms.detach().to(torch.float64)
-    if cost is not None:
-        coefficients = coefficients / cost.detach().to(torch.float64)
     if centre:
         coefficients = centred(coefficients)
     return coefficients / scale

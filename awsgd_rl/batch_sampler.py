@@ -90,7 +90,8 @@ class ProposalBatchSampler(Sampler[list[int]]):
         self.position = 0
         """Batches of the present epoch that were given out, with their draws."""
         self._ahead: deque[Draw] = deque()
-        self._restored: list[Draw] | None = None
+        self._restored: deque[Draw] = deque()
+        self._resumes = False
         self._order = torch.empty(0, dtype=torch.long, device=self._device)
 
     def __len__(self) -> int:
@@ -140,13 +141,15 @@ class ProposalBatchSampler(Sampler[list[int]]):
         Counts what `paired` and `draws` gave out. After `load_state_dict` the next iteration goes
         on where this one is, bit for bit, if the proposal's own state is restored too.
         """
-        ahead = self._ahead if self._restored is None else self._restored
         return {
             "settings": self._settings(),
             "generator": self.generator.get_state(),
             "epoch": self.epoch,
             "position": self.position,
-            "ahead": [(draw.items.clone(), draw.log_q.clone()) for draw in ahead],
+            "ahead": [
+                (draw.items.clone(), draw.log_q.clone())
+                for draw in chain(self._ahead, self._restored)
+            ],
             "order": self._order.clone(),
         }
 
@@ -167,8 +170,8 @@ class ProposalBatchSampler(Sampler[list[int]]):
         self.epoch, self.position = state["epoch"], state["position"]
         self._order = state["order"].to(self._device, copy=True)
         ahead = [Draw(*(x.to(self._device, copy=True) for x in pair)) for pair in state["ahead"]]
-        self._restored = ahead if self.position > 0 else None
-        self._ahead = deque()
+        self._resumes = self.position > 0
+        self._restored, self._ahead = deque(ahead if self._resumes else ()), deque()
 
     def _settings(self) -> dict[str, Any]:
         return {
@@ -179,10 +182,11 @@ class ProposalBatchSampler(Sampler[list[int]]):
         }
 
     def _start(self) -> None:
-        if self._restored is None:
+        if not self._resumes:
             self.epoch += self.position > 0
             self.position = 0
             self._order = self._order[:0]
+            self._restored = deque()
 
     def _indices(self, ahead: deque[Draw]) -> Iterator[list[int]]:
         for draw in self._epoch():
@@ -190,9 +194,11 @@ class ProposalBatchSampler(Sampler[list[int]]):
             yield draw.items.tolist()
 
     def _epoch(self) -> Iterator[Draw]:
-        drawn, self._restored = self._restored or [], None
+        drawn, self._resumes = self._restored, False
         first = self.position + len(drawn)
-        yield from drawn
+        # One at a time: a state that is saved meanwhile holds those that are left.
+        while drawn:
+            yield drawn.popleft()
         for _ in range(first, self.batches):
             yield self._draw()
 
@@ -221,7 +227,7 @@ def _check_support(proposal: Proposal, n: int) -> None:
             f"{name} draws pairs, expected one over examples: index the pairs yourself"
         )
     for part in proposal.modules():
-        size = _size_of(part)
+        size = _size_of(part) if isinstance(part, Proposal) else None
         if size is not None and size != n:
             raise ValueError(f"{type(part).__name__} is over {size} items, expected the data's {n}")
     device, total = _device_of(proposal), 0.0
@@ -246,7 +252,7 @@ def _check_support(proposal: Proposal, n: int) -> None:
         )
 
 
-def _size_of(part: torch.nn.Module) -> int | None:
+def _size_of(part: Proposal) -> int | None:
     """Its number of items, where it is plain: to ask for one item more stops a CUDA device."""
     if isinstance(part, SoftmaxProposal):
         return len(part.tau)

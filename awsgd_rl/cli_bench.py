@@ -209,13 +209,15 @@ def main(argv: Sequence[str]) -> None:
             if "progress" in inspect.signature(module.run).parameters:
                 arguments["progress"] = lambda share, text: update(100 * share, text)
             rows, summary = module.run(**arguments)
-    written = [folder.write_results(rows, summary, describe_cpu())]
-    shutil.rmtree(store, ignore_errors=True)  # kept for `--resume` alone
+    figures: list[Path] = []
     if hasattr(module, "write_figures"):
-        written += module.write_figures(rows, summary, folder.path)
+        figures = module.write_figures(rows, summary, folder.path)
+    # Last: a folder with results is finished.
+    results = folder.write_results(rows, summary, describe_cpu())
+    shutil.rmtree(store, ignore_errors=True)  # kept for `--resume` alone
     _print_rows(out, asked.name, rows)
     out.table("summary", ["name", "value [95 % interval]"], summary_rows(summary))
-    out.wrote(*written)
+    out.wrote(results, *figures)
 
 
 def _stored_arguments(path: Path, name: str, given: dict[str, Any]) -> dict[str, Any]:

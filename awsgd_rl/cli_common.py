@@ -135,7 +135,8 @@ def run_folder(
         if resume and options.overwrite:
             raise UsageError("--resume and --overwrite are both given, expected one of them")
         if options.out is not None:
-            runs.check_free(options.out, overwrite=options.overwrite or resume)
+            overwrite = options.overwrite or resume
+            runs.check_free(options.out, name or command, overwrite=overwrite)
         path = runs.new_folder(command) if options.out is None else options.out
         start = Start(path, name or command, options.overwrite, resume)
         try:

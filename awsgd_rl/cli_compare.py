@@ -66,8 +66,9 @@ def main(argv: Sequence[str]) -> None:
             folder = start(dataclasses.asdict(config))
         comparison = _compare(config, folder, out)
     summary = comparison.summary()
-    results = folder.write_results(comparison.rows, summary, describe_cpu())
     figures = write_figures(comparison, folder.path)
+    # Last: a folder with results is finished.
+    results = folder.write_results(comparison.rows, summary, describe_cpu())
     shutil.rmtree(folder.path / TRIALS, ignore_errors=True)  # kept for `--resume` alone
     _print(out, comparison, summary)
     out.wrote(results, *figures)
@@ -100,7 +101,7 @@ def _print(out: Output, comparison: Comparison, summary: dict[str, float]) -> No
         ]
         for algorithm in config.algos
     ]
-    count = f"{config.maps} {'maps' if config.env is None else 'seeds'}"
+    count = f"{config.maps} {config.unit}{'s' if config.maps > 1 else ''}"
     out.table(
         f"{config.task}: {count}, {config.length}, 95 % intervals",
         ["", f"{metric}, all episodes", f"{metric}, at the end", "steps / 10⁶"],

@@ -78,6 +78,16 @@ def choose_device(name: str) -> str:
     return name
 
 
+def device_of(agent: Any) -> str:
+    """Return where an agent computes, for `results.json`."""
+    from awsgd_rl.runs import describe_cpu
+
+    device = getattr(getattr(agent, "learner", None), "device", None)
+    if device is None and hasattr(agent, "model"):
+        device = agent.model.device
+    return describe_cpu() if str(device) in ("None", "cpu") else str(device)
+
+
 def make_env(
     env_id: str, kwargs: Mapping[str, Any], render_mode: str | None = None
 ) -> "gym.Env[Any, Any]":

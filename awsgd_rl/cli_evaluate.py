@@ -14,9 +14,14 @@ import numpy as np
 from tyro.conf import Positional, arg
 
 from awsgd_rl.cli_common import RunOptions, UsageError, parse, run_folder
-from awsgd_rl.cli_environment import choose_device, make_env, run_episodes, summarise
+from awsgd_rl.cli_environment import (
+    choose_device,
+    device_of,
+    make_env,
+    run_episodes,
+    summarise,
+)
 from awsgd_rl.cli_output import Output, summary_rows
-from awsgd_rl.runs import describe_cpu
 from awsgd_rl.validation import require_integer
 
 _MOST_FRAMES: Final = 1000
@@ -36,13 +41,14 @@ outcomes for --rare:
 
 safety:
   Agents, those of Stable-Baselines3 included, are read as numbers and JSON:
-  no file is unpickled. But the environment that a folder names is made.
+  no file is unpickled, and no module imported that a folder names.
 
 examples:
   awsgd-rl evaluate runs/train-20260101-120000
   awsgd-rl evaluate runs/train-20260101-120000 --episodes 10000 --seed 1
   awsgd-rl evaluate runs/train-20260101-120000 --render gif
   awsgd-rl evaluate runs/train-20260101-120000 --render mp4       needs MoviePy
+  awsgd-rl evaluate runs/train-20260101-120000 --env mymodule:MyEnv-v0
   awsgd-rl evaluate runs/train-20260101-120000 --rare failure
   awsgd-rl evaluate runs/train-20260101-120000 --rare trap --relative-error 0.02
 """
@@ -66,6 +72,9 @@ class EvaluateOptions:
     render: Literal["human", "gif", "mp4"] | None = None
     """human: show the episodes in a window. gif, mp4: write the first one (of a long one its first
     1,000 frames) to episode.gif or episode.mp4; mp4 needs pip install 'awsgd-rl[video]'."""
+    env: str | None = None
+    """The environment, as MODULE:ID if a module of yours registers it; it gets the arguments that
+    the agent learned with. Default: the one that the folder names."""
     deterministic: bool = False
     """Take the most probable actions, rather than draw them from the policy."""
     seed: int = 0
@@ -95,14 +104,15 @@ def main(argv: Sequence[str]) -> None:
     with run_folder(options, "evaluate") as start:
         require_integer("--episodes", episodes)
         require_integer("--seed", asked.seed, minimum=0)
-        path = agent_folder(asked.directory)
+        path = agent_folder(asked.directory, start.path)
         if asked.render == "mp4":
             _require_moviepy()
-        env = env_of(path, "rgb_array" if filmed else asked.render)
+        env = env_of(path, "rgb_array" if filmed else asked.render, asked.env)
         agent = load(path, env, asked)
         folder = start(
             {
                 "directory": str(asked.directory),
+                "env": asked.env,
                 "episodes": episodes,
                 "deterministic": asked.deterministic,
                 "seed": asked.seed,
@@ -140,7 +150,7 @@ def main(argv: Sequence[str]) -> None:
         {"episode": number, "return": total, "length": length, "success": success}
         for number, (total, length, success) in enumerate(columns)
     ]
-    written = [folder.write_results(rows, summary, describe_cpu())]
+    written = [folder.write_results(rows, summary, device_of(agent))]
     if frames:
         fps = env.metadata.get("render_fps", 12)
         write = _write_gif if asked.render == "gif" else _write_mp4
@@ -150,14 +160,18 @@ def main(argv: Sequence[str]) -> None:
     out.wrote(*written)
 
 
-def agent_folder(directory: Path) -> Path:
+def agent_folder(directory: Path, out: Path) -> Path:
     """Return where the agent of a run folder is saved.
 
     Raises:
-        UsageError: If there is none.
+        UsageError: If there is none, or it lies in `out`, which is to be written.
     """
     for path in (directory / "agent", directory):
         if (path / "agent.json").is_file():
+            if path.resolve().is_relative_to(out.resolve()):
+                raise UsageError(
+                    f"--out {str(out)!r} holds the agent itself: choose another folder"
+                )
             return path
     if not directory.exists():
         raise UsageError(f"there is no folder {str(directory)!r}")
@@ -166,8 +180,14 @@ def agent_folder(directory: Path) -> Path:
     )
 
 
-def env_of(path: Path, render_mode: str | None) -> Any:
-    """Make the environment that a saved agent names, for rendering if that is asked for."""
+def env_of(path: Path, render_mode: str | None, asked: str | None) -> Any:
+    """Make the environment that was asked for, or that a saved agent names.
+
+    Raises:
+        UsageError: If it cannot be made, or has no such rendering.
+    """
+    import gymnasium as gym
+
     try:
         spec = json.loads((path / "agent.json").read_text(encoding="utf-8"))["env"]
         env_id, kwargs = spec["id"], {**spec.get("kwargs", {})}
@@ -176,6 +196,14 @@ def env_of(path: Path, render_mode: str | None) -> Any:
             None
         )
     kwargs.pop("render_mode", None)
+    if asked is not None:
+        env_id = asked
+    elif ":" in env_id or env_id not in gym.registry:
+        # "module:id" would import a module that the file names.
+        raise UsageError(
+            f"the agent learned on {env_id}, which is not registered: pass the module that "
+            f"registers it, --env MODULE:{env_id.rpartition(':')[2]}"
+        )
     env = make_env(env_id, kwargs)
     modes = env.metadata.get("render_modes", [])
     if render_mode is None:

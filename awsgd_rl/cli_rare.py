@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from awsgd_rl.cli_common import RunOptions, UsageError, run_folder
+from awsgd_rl.cli_environment import device_of
 from awsgd_rl.cli_evaluate import EvaluateOptions, agent_folder, env_of, load
 from awsgd_rl.cli_output import Output, format_interval, format_number
-from awsgd_rl.runs import RunFolder, describe_cpu
+from awsgd_rl.runs import RunFolder
 from awsgd_rl.validation import require_integer
 
 if TYPE_CHECKING:
@@ -56,13 +57,14 @@ def run(asked: EvaluateOptions, options: RunOptions) -> None:
     with run_folder(options, "evaluate") as start:
         require_integer("--episodes", episodes)
         require_integer("--seed", asked.seed, minimum=0)
-        path = agent_folder(asked.directory)
-        env = env_of(path, None)
+        path = agent_folder(asked.directory, start.path)
+        env = env_of(path, None, asked.env)
         agent = load(path, env, asked)
         check_arguments(agent, **settings)
         folder = start(
             {
                 "directory": str(asked.directory),
+                "env": asked.env,
                 "rare": asked.rare,
                 "device": asked.device,
                 **{name: value for name, value in settings.items() if name != "outcome"},
@@ -72,7 +74,7 @@ def run(asked: EvaluateOptions, options: RunOptions) -> None:
     with out.progress("evaluate", episodes, "episodes") as update:
         found = estimate_outcome(agent, progress=update, **settings)
     rows = [_row(number, path) for number, path in enumerate(found.paths, start=1)]
-    written = [folder.write_results(rows, summarise(found), describe_cpu())]
+    written = [folder.write_results(rows, summarise(found), device_of(agent))]
     written += _draw(found, env, folder, str(asked.directory))
     env.close()
     _print(out, found, str(asked.directory), _action_names(env), error)

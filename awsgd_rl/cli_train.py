@@ -31,6 +31,7 @@ from awsgd_rl.cli_environment import (
     Episodes,
     choose_device,
     choose_env,
+    device_of,
     make_env,
     read_env_kwargs,
     run_episodes,
@@ -199,7 +200,7 @@ def _train(argv: Sequence[str], sending: contextlib.ExitStack) -> None:
     env.close()
     totals = {"num_episodes": agent.num_episodes, "num_timesteps": agent.num_timesteps}
     summary = {**summary, **totals}
-    written.append(folder.write_results(rows, summary, _device_of(agent)))
+    written.append(folder.write_results(rows, summary, device_of(agent)))
     remove_checkpoints(folder.path)  # kept for `--resume` alone
     title = f"{asked.algo} on {env_id}, {asked.eval_episodes} episodes after learning"
     out.table(title, ["", "value [95 % interval]"], summary_rows(summary))
@@ -385,10 +386,3 @@ def _write_evaluations(folder: Path, algorithm: str, agent: Any, measured: Episo
             measured.successes.tolist(),
         )
     return folder / "evaluations.npz"
-
-
-def _device_of(agent: Any) -> str:
-    device = getattr(getattr(agent, "learner", None), "device", None)
-    if device is None and hasattr(agent, "model"):
-        device = agent.model.device
-    return "cpu" if device is None else str(device)

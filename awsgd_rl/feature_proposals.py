@@ -81,6 +81,10 @@ class FeatureSoftmaxProposal(Proposal):
         self.register_buffer("groups", _check_groups(groups, len(features)).clone())
         for name in ("_members", "_first", "_sizes"):
             self.register_buffer(name, torch.empty(0), persistent=False)
+        # Public only from torch 2.5 on.
+        self._register_load_state_dict_pre_hook(  # type: ignore[no-untyped-call]
+            _check_state, with_module=True
+        )
         self.register_load_state_dict_post_hook(_reload)  # type: ignore[no-untyped-call]
         self._sort()
 
@@ -137,9 +141,15 @@ class FeatureSoftmaxProposal(Proposal):
         self._sizes = sizes.to(torch.float64)
 
 
+def _check_state(module: Any, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    groups = state.get(prefix + "groups")
+    # What is missing or of another shape torch itself refuses.
+    if isinstance(groups, Tensor) and groups.shape == module.groups.shape:
+        _check_groups(groups.to(module.groups.dtype), len(module.features))
+
+
 def _reload(module: Any, _incompatible_keys: Any) -> None:
     # A function of the module, not a closure over one: a deep copy must reload itself.
-    _check_groups(module.groups, len(module.features))
     module._sort()
 
 

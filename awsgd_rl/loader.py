@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, default_collate
 
 from awsgd_rl.base import Draw, Proposal
 from awsgd_rl.batch_sampler import ProposalBatchSampler, uniform_log_target
@@ -42,7 +42,8 @@ class ImportanceLoader:
       batch_size: examples per batch B.
       batches: batches per epoch; None is N // B, and at least 1.
       generator: a generator of the proposal's device, or a seed; None as in `ProposalBatchSampler`.
-        Workers are seeded from it too, anew in each epoch.
+        Workers are seeded from it too, anew in each epoch; with persistent_workers=True once, when
+        they start.
       clock: a function that returns seconds, for example `time.perf_counter`; or [N] simulated
         seconds that the access to each example takes. None does not time.
       num_workers: processes that fetch from a Dataset; 0 is the main process.
@@ -120,7 +121,8 @@ class ImportanceLoader:
         """As `ProposalBatchSampler.state_dict`; also bit for bit with workers that draw ahead.
 
         The random numbers of the workers (data augmentation) start again at the beginning of an
-        epoch only: save between two epochs where they matter.
+        epoch only: save between two epochs where they matter. With persistent_workers=True they
+        never start again: leave it out where a resumed run must be exact.
         """
         return self.sampler.state_dict()
 
@@ -170,10 +172,9 @@ class _Timed(Dataset[Any]):
         self.dataset, self.clock = dataset, clock
 
     def __getitems__(self, items: list[int]) -> list[tuple[Any, float]]:
-        together = getattr(self.dataset, "__getitems__", None)
-        if together is not None:
+        if _fetches_together(self.dataset):
             start = self.clock()
-            examples = together(items)
+            examples = self.dataset.__getitems__(items)
             share = (self.clock() - start) / len(items)
             return [(example, share) for example in examples]
         timed = []
@@ -185,6 +186,13 @@ class _Timed(Dataset[Any]):
 
     def __getitem__(self, item: int) -> tuple[Any, float]:
         return self.__getitems__([item])[0]
+
+
+def _fetches_together(dataset: Any) -> bool:
+    # A Subset has `__getitems__` whatever it is of, which may fetch one example after the other.
+    if type(dataset) is Subset:
+        return _fetches_together(dataset.dataset)
+    return getattr(dataset, "__getitems__", None) is not None
 
 
 class _CollateTimed:

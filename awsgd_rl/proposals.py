@@ -6,7 +6,7 @@ Densities are float64 log densities. No draw waits for the device; whatever must
 
 import math
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -130,6 +130,10 @@ class ClassProposal(Proposal):
         self.register_buffer("labels", labels.clone())
         for name in ("_members", "_first", "_sizes"):
             self.register_buffer(name, torch.empty(0), persistent=False)
+        # Public only from torch 2.5 on.
+        self._register_load_state_dict_pre_hook(  # type: ignore[no-untyped-call]
+            _check_state, with_module=True
+        )
         self.register_load_state_dict_post_hook(_reload_classes)  # type: ignore[no-untyped-call]
         self._sort(sizes)
 
@@ -214,6 +218,11 @@ class ProductProposal(Proposal):
     def _draw(self, count: int, generator: torch.Generator | None, given: Tensor | None) -> Draw:
         rows = self.rows.draw(count, generator=generator)
         columns = self.columns.draw(count, generator=generator)
+        if _is_stratified(self.rows) and _is_stratified(self.columns):
+            # Row b and column b are both of stratum b: only in another order are they independent.
+            device = columns.items.device
+            order = torch.randperm(count, generator=generator, device=device)
+            columns = Draw(*(x.index_select(0, order) for x in columns))
         return Draw(torch.stack((rows.items, columns.items), 1), rows.log_q + columns.log_q)
 
 
@@ -276,6 +285,10 @@ class MixtureProposal(Proposal):
         return [cast("Proposal", component) for component in self.components]
 
 
+def _is_stratified(proposal: Proposal) -> bool:
+    return any(getattr(part, "stratified", False) for part in proposal.modules())
+
+
 def _check_size(n: int) -> int:
     if n < 1:
         raise ValueError(f"n is {n}, expected at least 1 item")
@@ -293,6 +306,13 @@ def _class_sizes(labels: Tensor, n_classes: int) -> Tensor:
             f"{n_classes}: number the classes that occur from 0"
         )
     return sizes
+
+
+def _check_state(proposal: ClassProposal, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    labels = state.get(prefix + "labels")
+    # What is missing or of another shape torch itself refuses.
+    if isinstance(labels, Tensor) and labels.shape == proposal.labels.shape:
+        _class_sizes(labels.to(proposal.labels.dtype), len(proposal.tau))
 
 
 def _reload_classes(proposal: ClassProposal, _keys: object) -> None:

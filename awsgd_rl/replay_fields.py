@@ -68,6 +68,8 @@ class Field:
                 raise ValueError(
                     f"{self._called(name)} has dtype {array.dtype}, expected {self.dtype}"
                 )
+            if self.dtype.kind in "iu" and not np.can_cast(array.dtype, self.dtype):
+                self._check_narrowed(name, array)
             return array
         if array.dtype.kind not in "iub":
             raise ValueError(f"{self._called(name)} has dtype {array.dtype}, expected integers")
@@ -82,6 +84,17 @@ class Field:
                 f"{self.low} to {self.high}"
             )
         return array
+
+    def _check_narrowed(self, name: str, array: NDArray[Any]) -> None:
+        # NumPy wraps around what a narrower integer type does not hold.
+        bounds = np.iinfo(self.dtype)
+        outside = (array < bounds.min) | (array > bounds.max)
+        if outside.any():
+            raise ValueError(
+                f"{self._called(name)} of environment {np.argwhere(outside)[0, 0]} has the entry "
+                f"{array[outside][0]}, expected {self.dtype}, {bounds.min} to {bounds.max}: clip "
+                "it, or give the space a wider dtype"
+            )
 
     def _called(self, name: str) -> str:
         return name if self.key is None else f"{name}[{self.key!r}]"

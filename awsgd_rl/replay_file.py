@@ -207,6 +207,11 @@ def _check_links(
 ) -> None:
     """Refuses a file after which reads and writes would leave the memory, or mix transitions."""
     n_envs, size = len(newest), len(links)
+    # A ring begins with as many and only adds to them; its writes count on them.
+    if places < 4 * n_envs:
+        raise ValueError(
+            f"{path} is damaged: aside is of {places} rows, expected at least {4 * n_envs}"
+        )
     open_ = newest[newest >= 0]
     ended = -1 - links[links < -n_envs].astype(np.int64)
     whole = (

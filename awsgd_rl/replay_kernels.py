@@ -9,17 +9,13 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from awsgd_rl.sum_tree_kernels import Floats, Ints, write
+from awsgd_rl.sum_tree_kernels import _BITS, WIDTH, Floats, Ints, write
 
 Bools = NDArray[np.bool_]
 Bytes = NDArray[np.uint8]
 Links = NDArray[np.int32]
 
 _jit = numba.njit(cache=True, nogil=True, error_model="numpy")
-
-WIDTH = 16
-"""Children of a node: those of `SumTree`."""
-_BITS = 4
 
 
 @_jit

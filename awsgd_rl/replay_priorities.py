@@ -216,13 +216,34 @@ class PriorityProposal(Proposal):
                 self._tree.nodes.numpy(), tree.starts, self._maxima, np.arange(len(scores))
             )
 
-    def get_extra_state(self) -> dict[str, Tensor]:
-        """What `state_dict` holds: the scores of the filled slots."""
-        return {"scores": self._tree.scores[: self.filled].clone()}
+    def get_extra_state(self) -> dict[str, Any]:
+        """What `state_dict` holds: the scores of the filled slots, and the α in them."""
+        return {"scores": self._tree.scores[: self.filled].clone(), "alpha": self.alpha}
 
-    def set_extra_state(self, state: dict[str, Tensor]) -> None:
-        """Takes over what `get_extra_state` gave."""
-        self.load(state["scores"])
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Takes over what `get_extra_state` gave.
+
+        Raises:
+          ValueError: if it is of another α or of more slots, or a score is not positive and finite.
+        """
+        # An older state does not say its α.
+        scores, alpha = state["scores"], state.get("alpha", self.alpha)
+        if alpha != self.alpha:
+            raise ValueError(
+                f"the state is of priorities with alpha {alpha}, expected {self.alpha}: make this "
+                "one with the same alpha"
+            )
+        if scores.dim() != 1 or len(scores) > self.capacity:
+            raise ValueError(
+                f"the state's scores have shape {tuple(scores.shape)}, expected a vector of at "
+                f"most {self.capacity}: make this one with the same capacity"
+            )
+        if not bool(((scores > 0.0) & (scores <= 1e301 / self.capacity)).all()):
+            raise ValueError(
+                "the state is damaged: a score is not a positive, finite number, as each filled "
+                "slot's is"
+            )
+        self.load(scores)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         before = torch.empty(0, device=self._tree.device)

@@ -8,6 +8,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 _MOST_ROWS: Final = 40  # of a table that is shown in full
+_POSITIONAL: Final = ("directory",)
+SWITCHED_OFF: Final = (
+    "baseline",
+    "critic",
+    "normalise_observations",
+    "normalize_advantage",
+    "reward_to_go",
+)
+"""Options that are switched off by `--no-...`; all others that are true or false are off unless
+they are given."""
 
 
 def command_line(name: str, config: Mapping[str, Any]) -> str:
@@ -15,14 +25,15 @@ def command_line(name: str, config: Mapping[str, Any]) -> str:
 
     Args:
         name: the command, such as "compare" or "bench env-speed".
-        config: its settings; what is None or false is left at its default.
+        config: its settings; what is None is left at its default.
     """
     words = ["awsgd-rl", *name.split()]
     for key, value in config.items():
-        if value is None or value is False:
+        if value is None or (value is False and key not in SWITCHED_OFF):
             continue
-        words.append(f"--{key.replace('_', '-')}")
-        if value is True:
+        if key not in _POSITIONAL:
+            words.append(f"--{'no-' if value is False else ''}{key.replace('_', '-')}")
+        if isinstance(value, bool):
             continue
         words.extend(str(item) for item in (value if isinstance(value, list) else [value]))
     return shlex.join(words)
@@ -105,7 +116,8 @@ def number(value: object) -> str:
     if math.isfinite(real) and (abs(real) >= 1000 or (real.is_integer() and real)):
         return f"{real:,.0f}"
     if 0.99 < real < 1:  # what tells two good agents apart is how far they are from 1
-        return f"{real:.{min(2 - math.floor(math.log10(1 - real)), 9)}f}".rstrip("0")
+        digits = f"{real:.{min(2 - math.floor(math.log10(1 - real)), 9)}f}"
+        return digits.rstrip("0").rstrip(".")
     return f"{real:.4g}"
 
 

@@ -33,8 +33,7 @@ _SCHEMA: Final = "awsgd_rl/run/1"
 _RESULT_KEYS: Final = frozenset(
     {"name", "version", "config", "device", "started", "seconds", "rows", "summary"}
 )
-# What this package writes into a run folder: `overwrite` removes these and nothing else, so that a
-# path given by mistake loses no file of the user's.
+# What this package writes into a run folder: of a run, `overwrite` removes these and nothing else.
 _OWN_FILES: Final = (
     "results.json",
     "history.json",
@@ -75,7 +74,7 @@ class RunFolder:
         self.name = name
         self.config = config
         self.started = started
-        self._clock = time.perf_counter()
+        self._clock: float | None = time.perf_counter()
 
     @classmethod
     def create(
@@ -107,13 +106,15 @@ class RunFolder:
         if overwrite and resume:
             raise ValueError("overwrite and resume are both set, expected at most one of them")
         path = Path(path)
-        check_free(path, overwrite=overwrite or resume)
+        check_free(path, name, overwrite=overwrite or resume)
         settings = to_json(config)
         if resume:
-            return cls(path, name, settings, _started_of(path, name))
+            folder = cls(path, name, settings, _started_of(path, name))
+            folder._clock = None  # how long it ran before nobody knows
+            return folder
         started = datetime.now(UTC).isoformat(timespec="seconds")
         path.mkdir(parents=True, exist_ok=True)
-        if overwrite:
+        if overwrite and is_run(path):
             _remove_run_files(path)
         folder = cls(path, name, settings, started)
         folder.write_json(
@@ -144,7 +145,7 @@ class RunFolder:
     def write_results(
         self, rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any], device: str
     ) -> Path:
-        """Write `results.json`; return its path.
+        """Write `results.json`; return its path. Of a run that was resumed, `seconds` are null.
 
         Args:
             rows: [N] one mapping from column names to values for each seed or setting.
@@ -166,7 +167,7 @@ class RunFolder:
                 "config": self.config,
                 "device": device,
                 "started": self.started,
-                "seconds": round(time.perf_counter() - self._clock, 3),
+                "seconds": self._clock and round(time.perf_counter() - self._clock, 3),
                 "rows": list(rows),
                 "summary": summary,
             },
@@ -176,11 +177,12 @@ class RunFolder:
 def new_folder(command: str, root: str | Path = "runs") -> Path:
     """Make an empty folder `runs/<command>-<time stamp>` that no other run has; return its path."""
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    Path(root).mkdir(parents=True, exist_ok=True)  # fails where it cannot be, a dangling link too
     for number in itertools.count(1):
         path = Path(root) / (f"{command}-{stamp}" + (f"-{number}" if number > 1 else ""))
         # Runs started in the same second must not share a folder, so looking first will not do.
         with contextlib.suppress(FileExistsError):
-            path.mkdir(parents=True)
+            path.mkdir()
             return path
     raise AssertionError("unreachable")
 
@@ -204,12 +206,12 @@ def is_run(path: str | Path) -> bool:
     return isinstance(config, dict) and str(config.get("schema", "")).startswith("awsgd_rl/run/")
 
 
-def check_free(path: str | Path, *, overwrite: bool = False) -> None:
-    """Check, changing nothing, that a new run may be written to the folder.
+def check_free(path: str | Path, name: str, *, overwrite: bool = False) -> None:
+    """Check, changing nothing, that a new run of this name may be written to the folder.
 
     Raises:
-        RunExistsError: If it holds a run and `overwrite` is false, or holds a `config.json` or
-            `results.json` of another program, which is never written over.
+        RunExistsError: If it holds a run and `overwrite` is false, or files or folders of another
+            program under a run's names, which are never written over.
         ValueError: If the path exists and is not a folder.
     """
     path = Path(path)
@@ -217,17 +219,17 @@ def check_free(path: str | Path, *, overwrite: bool = False) -> None:
         raise ValueError(f"{str(path)!r} is not a folder: choose another path with --out")
     if is_run(path):
         if not overwrite:
-            command = str(_name_of(path)).partition(" ")[0]  # of "bench NAME"
-            resume = " --resume to go on with it," if command in _RESUMABLE else ""
+            resumable = _name_of(path) == name and name.partition(" ")[0] in _RESUMABLE
+            resume = " --resume to go on with it," if resumable else ""
             raise RunExistsError(
                 f"{str(path)!r} already holds a run: pass --overwrite to replace it,{resume} or "
                 "another folder with --out"
             )
         return
-    for name in (CONFIG_FILE, RESULTS_FILE):
-        if (path / name).exists():
+    for own in (CONFIG_FILE, RESULTS_FILE, *_OWN_FOLDERS):
+        if (path / own).exists():
             raise RunExistsError(
-                f"{str(path)!r} holds a {name} that is not of this package, or is damaged, and is "
+                f"{str(path)!r} holds a {own} that is not of this package, or is damaged, and is "
                 "never written over: choose another folder with --out"
             )
 

@@ -157,12 +157,26 @@ def sample_rows(probabilities: Tensor, generator: torch.Generator | None = None)
       [B] long, columns in 0 ... A - 1.
 
     Raises:
-      ValueError: if the shape is not [B, A] with A of at least 1.
+      ValueError: if the shape is not [B, A] with A of at least 1, or (on the CPU) the sum of a row
+        is not a finite number above 0.
     """
     if probabilities.dim() != 2 or probabilities.shape[1] == 0:
         raise ValueError(f"probabilities has shape {tuple(probabilities.shape)}, expected [B, A]")
     cumulative = cumulative_scores(probabilities.detach())
     total = cumulative[:, -1:].contiguous()
+    if total.device.type == "cpu" and len(total) > 0:
+        _check_totals(total)
     uniforms = draw_uniforms(len(probabilities), device=total.device, generator=generator)
     items = torch.searchsorted(cumulative, uniforms.unsqueeze(1) * total, right=True)
     return torch.minimum(items, torch.searchsorted(cumulative, total)).squeeze(1)
+
+
+def _check_totals(total: Tensor) -> None:
+    low, high = (bound.item() for bound in torch.aminmax(total))
+    # A NaN is both bounds, and compares to nothing.
+    if not (low > 0.0 and high < math.inf):
+        row = int((~((total > 0.0) & (total < math.inf))).long().argmax())
+        raise ValueError(
+            f"row {row} of probabilities sums to {total[row].item():g}, expected a finite number "
+            "above 0: mend what they come from, such as a network whose weights became NaN"
+        )

@@ -71,7 +71,8 @@ def per_example_gradient_norms(
 
     def squared_norm(parameters: dict[str, Tensor], x: Tensor, target: Tensor) -> Tensor:
         gradients = grad(loss_of_one)(parameters, x, target)
-        squares = [g.square().sum(dtype=torch.float64) for g in gradients.values()]
+        # Squares leave the range of float16 and float32 long before the norm does.
+        squares = [g.double().square().sum() for g in gradients.values()]
         return torch.stack(squares).sum()
 
     over_batch = vmap(

@@ -1,7 +1,6 @@
 """Confidence intervals over independent runs: means, ratios of paired runs, proportions."""
 
 from collections.abc import Callable
-from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +12,6 @@ __all__ = [
     "bootstrap_interval",
     "mean_band",
     "mean_interval",
-    "normal_quantile",
     "proportion_interval",
     "ratio_interval",
 ]
@@ -218,17 +216,6 @@ def proportion_interval(successes: int, trials: int, confidence: float = 0.95) -
         raise ValueError(f"successes must lie between 0 and {trials} trials, got {successes}")
     interval = stats.binomtest(successes, trials).proportion_ci(confidence, method="wilson")
     return Interval(successes / trials, float(interval.low), float(interval.high))
-
-
-def normal_quantile(probability: float) -> float:
-    """Quantile of the standard normal distribution: 1.96 at 0.975.
-
-    Raises:
-        ValueError: for a probability outside (0, 1).
-    """
-    if not 0 < probability < 1:
-        raise ValueError(f"probability must lie inside (0, 1), got {probability}")
-    return NormalDist().inv_cdf(probability)
 
 
 def _ratio_of_means(above: FloatArray, below: FloatArray, axis: int = -1) -> Any:

@@ -65,6 +65,10 @@ class TableProposal(Proposal):
         self.stratified = stratified
         self.register_buffer("scores", scores)
         self.register_buffer("filled_slots", torch.tensor(len(scores)))
+        # Public only from torch 2.5 on.
+        self._register_load_state_dict_pre_hook(  # type: ignore[no-untyped-call]
+            _check_state, with_module=True
+        )
         self.register_load_state_dict_post_hook(_reload)  # type: ignore[no-untyped-call]
         self._filled = len(scores)
         self._tree: SumTree | None = None
@@ -85,10 +89,7 @@ class TableProposal(Proposal):
         Raises:
           ValueError: if filled is out of range.
         """
-        if not 0 <= filled <= len(self.scores):
-            raise ValueError(
-                f"filled is {filled}, expected between 0 and the table's {len(self.scores)} slots"
-            )
+        _check_filled(filled, len(self.scores))
         before, self._filled = self._filled, filled
         if filled == before:
             return
@@ -171,8 +172,21 @@ class TableProposal(Proposal):
         return self._tree
 
 
+def _check_filled(filled: int, slots: int) -> None:
+    if not 0 <= filled <= slots:
+        raise ValueError(f"filled is {filled}, expected between 0 and the table's {slots} slots")
+
+
+def _check_state(module: Any, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    scores, filled = state.get(prefix + "scores"), state.get(prefix + "filled_slots")
+    # What is missing or of another shape torch itself refuses.
+    if isinstance(scores, Tensor) and scores.shape == module.scores.shape:
+        check_scores(scores.to(module.scores.dtype), "the loaded scores", module._largest)
+    if isinstance(filled, Tensor) and filled.numel() == 1:
+        _check_filled(int(filled), len(module.scores))
+
+
 def _reload(module: Any, _incompatible_keys: Any) -> None:
     # A function of the module, not a closure over one: a deep copy must reload itself.
-    check_scores(module.scores, "the loaded scores", module._largest)
     module._tree = None
     module.fill(int(module.filled_slots))

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from awsgd_rl.agents import AWSGD, engine, tables
 from awsgd_rl.agents import critic as critic_module
 from awsgd_rl.agents.exploration import mixture_weights
+from awsgd_rl.benchmarks.summary import geometric_mean_band
 from awsgd_rl.benchmarks.workers import Progress, Send, one_thread, run_tasks
 from awsgd_rl.exact import TabularMDP
 from awsgd_rl.statistics import Band, mean_band
@@ -135,7 +136,7 @@ def band_of(rows: list[dict[str, Any]], name: str) -> Band:
     trials = sorted({row["trials"] for row in rows})
     by_map = np.array([[row[name] for row in rows if row["trials"] == t] for t in trials]).T
     if name in GEOMETRIC:
-        return Band(*(np.exp(part) for part in mean_band(np.log(by_map))))
+        return geometric_mean_band(by_map)
     return mean_band(by_map, bounds=(0.0, np.inf if name in ("effective_draws", "stored") else 1.0))
 
 

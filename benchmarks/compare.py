@@ -8,7 +8,7 @@ Importing this module is cheap: PyTorch, numba and Matplotlib come with the firs
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -172,6 +172,15 @@ class Progress(NamedTuple):
     total: int
 
 
+def _metric(trials: Sequence[Trial]) -> str:
+    return "success" if all(trial.metric == "success" for trial in trials) else "return"
+
+
+def _failures(trials: Sequence[Trial]) -> list[float]:
+    # A mean of differences may be above 1 by rounding.
+    return [max(0.0, 1.0 - trial.mean) for trial in trials]
+
+
 @dataclass(frozen=True)
 class Comparison:
     """All trials of a comparison, and what they say.
@@ -186,8 +195,8 @@ class Comparison:
 
     @property
     def metric(self) -> str:
-        """What is compared: "success" or "return"."""
-        return self.trials[0].metric
+        """What is compared: "success", or "return" if an algorithm does not tell success."""
+        return _metric(self.trials)
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -207,26 +216,27 @@ class Comparison:
         update a batch and with as many, and of uniform replay, over those of AW-SGD.
         """
         numbers: dict[str, float] = {}
-        bounds = (0.0, 1.0) if self.metric == "success" else (-np.inf, np.inf)
         for algorithm in self.config.algos:
             trials = self.of(algorithm)
+            metric = _metric(trials)
+            bounds = (0.0, 1.0) if metric == "success" else (-np.inf, np.inf)
             for name, values, limits in (
-                (f"{self.metric}_mean", [trial.mean for trial in trials], bounds),
-                (f"{self.metric}_final", [trial.final for trial in trials], bounds),
+                (f"{metric}_mean", [trial.mean for trial in trials], bounds),
+                (f"{metric}_final", [trial.final for trial in trials], bounds),
                 ("steps_mean", [trial.steps for trial in trials], (0.0, np.inf)),
             ):
                 add_interval(numbers, f"{algorithm}.{name}", mean_interval(values, bounds=limits))
         if self.metric == "success" and "awsgd" in self.config.algos:
-            ours = [1.0 - trial.mean for trial in self.of("awsgd")]
+            ours = _failures(self.of("awsgd"))
             for algorithm, name in (
                 ("reinforce", "failure_ratio"),
                 ("reinforce-equal", "failure_ratio_equal_updates"),
                 ("uniform-replay", "failure_ratio_uniform_replay"),
             ):
                 if algorithm in self.config.algos:
-                    theirs = [1.0 - trial.mean for trial in self.of(algorithm)]
                     rng = np.random.default_rng(self.config.seed)
-                    add_interval(numbers, name, ratio_interval(theirs, ours, rng=rng))
+                    ratio = ratio_interval(_failures(self.of(algorithm)), ours, rng=rng)
+                    add_interval(numbers, name, ratio)
         return numbers
 
     def curves(self) -> dict[str, FloatArray]:

@@ -77,7 +77,7 @@ def run_local(
         for index, task in enumerate(tasks):
             try:
                 result = function(task, on_message)
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 raise task_error(task, error) from error
             on_result(index, result)
         return
@@ -219,7 +219,7 @@ def outcome(function: Callable[[Task, Send], Any], task: Task, send: Send) -> tu
     try:
         result = function(task, send)
         pickle.dumps(result)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # an environment may end its program
         error.add_note("In the worker:\n" + "".join(traceback.format_exception(error)))
         try:
             pickle.loads(pickle.dumps(error))

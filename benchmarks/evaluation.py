@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from awsgd_rl.benchmarks.summary import add_interval_if_known, geometric_mean_interval
 from awsgd_rl.benchmarks.workers import Progress, Send, one_thread, run_tasks
 from awsgd_rl.statistics import mean_interval, proportion_interval
 
@@ -91,34 +92,30 @@ def summarise(rows: list[dict[str, Any]]) -> dict[str, float]:
     """Return the numbers of `results.json`."""
     summary: dict[str, float] = {}
 
-    def add(name: str, interval: tuple[float, float, float]) -> None:
-        summary[name] = interval[0]
-        if np.isfinite(interval[1]):
-            summary[f"{name}_low"], summary[f"{name}_high"] = interval[1:]
-
     tables = [row for row in rows if row["kind"] == "table" and row["budget"] is None]
     for level in LEVELS:
         own = [row for row in tables if row["level"] == level]
-        logs = mean_interval([np.log(row["episode_ratio"]) for row in own])
-        add(f"episode_ratio_{level}", tuple(float(np.exp(x)) for x in logs))  # type: ignore[arg-type]
+        ratio = geometric_mean_interval([row["episode_ratio"] for row in own])
+        add_interval_if_known(summary, f"episode_ratio_{level}", ratio)
     groups = {"coverage": tables}
     groups |= {f"coverage_{level}": [r for r in tables if r["level"] == level] for level in LEVELS}
     groups["coverage_small"] = [r for r in rows if r["kind"] == "table" and r["budget"]]
     for name, own in groups.items():
         covered, trials = sum(r["covered"] for r in own), sum(r["repetitions"] for r in own)
-        add(name, proportion_interval(covered, trials))
+        add_interval_if_known(summary, name, proportion_interval(covered, trials))
     for level in LEVELS:
         own = [row for row in tables if row["level"] == level]
         squares = [row["rmse"] ** 2 for row in own]
         summary[f"rmse_{level}"] = float(np.sqrt(np.mean(squares)))
         bias = mean_interval([row["bias"] for row in own])
-        add(f"bias_{level}", bias)
+        add_interval_if_known(summary, f"bias_{level}", bias)
         summary[f"episodes_{level}"] = float(np.mean([row["episodes"] for row in own]))
     for kind in ("mlp", "slip"):
         for row in rows:
             if row["kind"] == kind:
                 summary[f"{kind}.episode_ratio"] = row["episode_ratio"]
-                add(f"{kind}.coverage", proportion_interval(row["covered"], row["repetitions"]))
+                covered = proportion_interval(row["covered"], row["repetitions"])
+                add_interval_if_known(summary, f"{kind}.coverage", covered)
     return summary
 
 

@@ -26,7 +26,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from awsgd_rl.benchmarks.summary import exp_mean, geometric_mean_band
+from awsgd_rl.benchmarks.summary import (
+    add_interval_if_known,
+    exp_mean,
+    geometric_mean_band,
+)
 from awsgd_rl.benchmarks.workers import Progress, Send, one_thread, run_tasks
 from awsgd_rl.statistics import bootstrap_interval
 from awsgd_rl.validation import require_integer
@@ -107,10 +111,7 @@ def run(
             interval = bootstrap_interval(
                 exp_mean, logs.mean(axis=1), rng=np.random.default_rng(seed)
             )
-            summary[f"{prefix}{name}_geomean"] = interval.estimate
-            if maps > 1:
-                summary[f"{prefix}{name}_geomean_low"] = interval.low
-                summary[f"{prefix}{name}_geomean_high"] = interval.high
+            add_interval_if_known(summary, f"{prefix}{name}_geomean", interval)
     return rows, summary
 
 

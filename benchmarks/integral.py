@@ -32,7 +32,11 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from awsgd_rl.benchmarks.summary import exp_mean, geometric_mean_band
+from awsgd_rl.benchmarks.summary import (
+    add_interval_if_known,
+    exp_mean,
+    geometric_mean_band,
+)
 from awsgd_rl.benchmarks.workers import Progress, Send, one_thread, run_tasks
 from awsgd_rl.statistics import bootstrap_interval
 from awsgd_rl.validation import require_integer
@@ -268,6 +272,4 @@ def _add(summary: dict[str, float], name: str, ratios: Sequence[float], seed: in
         summary[name] = math.inf
         return
     interval = bootstrap_interval(exp_mean, logs, rng=np.random.default_rng(seed))
-    summary[name] = interval.estimate
-    if len(ratios) > 1:
-        summary[f"{name}_low"], summary[f"{name}_high"] = interval.low, interval.high
+    add_interval_if_known(summary, name, interval)

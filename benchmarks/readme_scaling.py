@@ -54,11 +54,12 @@ def learner(root: Path) -> str:
             what,
             *(with_interval(summary, f"{prefix}learner_share_{n}", 2) for n in (1, 2)),
             with_interval(summary, f"{prefix}saturation_workers", 1),
+            *(with_interval(summary, f"{prefix}rollout_speedup_{n}", 2) for n in (1, 2)),
         ]
         for what, prefix in (("table, 15/9", ""), ("network, CartPole-v1", "network."))
     ]
     head = ["agent", "learner at work, 1 worker", "2 workers", "workers that keep it busy"]
-    return markdown_table(head, rows)
+    return markdown_table([*head, "speed-up over none, 1 worker", "2 workers"], rows)
 
 
 def plan(root: Path) -> str:

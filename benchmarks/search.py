@@ -259,7 +259,7 @@ class Tuned:
         trials: by number.
         importances: share of the variance that each option explains; empty if too few were tried.
         check: [check maps] the metric on other maps, by the trial's number: of the best trial and
-            of the default.
+            of the default; [0] of one that failed on one of them.
     """
 
     subject: Subject

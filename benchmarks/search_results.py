@@ -51,9 +51,10 @@ def summary_of(tuned: Sequence[Tuned]) -> dict[str, float]:
         for kind, trial in (("best", own.best), ("default", own.trials[0])):
             add_interval(summary, f"{label}.{kind}_{name}", _interval(own.metric, trial.values))
         ours, theirs = own.check[own.best.number], own.check[0]
-        if len(ours):
-            for kind, values in (("best", ours), ("default", theirs)):
+        for kind, values in (("best", ours), ("default", theirs)):
+            if len(values):
                 add_interval(summary, f"{label}.check_{kind}_{name}", _interval(own.metric, values))
+        if len(ours) and len(theirs):
             add_interval(summary, f"{label}.check_gain", mean_interval(ours - theirs))
         summary[f"{label}.trials"] = len(own.trials)
         for state in ("pruned", "failed"):

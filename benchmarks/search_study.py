@@ -343,9 +343,14 @@ def _check(config: TuneConfig, studies: Mapping[str, _Study]) -> None:
     def keep(outcome: Outcome) -> None:
         task = outcome.task
         if outcome.error:
-            raise SettingError(f"{task}: {outcome.error}")
+            warnings.warn(
+                f"trial {task.number} of {task.subject.label} fails on fresh {task.config.unit} "
+                f"{task.map}, so there is no check of it: {outcome.error}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         studies[task.subject.label].study.set_user_attr(
-            f"check {task.number} {task.map}", outcome.mean
+            f"check {task.number} {task.map}", None if outcome.error else outcome.mean
         )
 
     run_tasks(search.measure, tasks, jobs=config.jobs, on_result=keep)
@@ -397,10 +402,10 @@ def _tuned(config: TuneConfig, subject: Subject, study: _Study) -> Tuned:
             )
         )
     attributes = study.study.user_attrs
-    check = {
-        number: np.array([attributes[f"check {number} {map_}"] for map_ in config.check_seeds])
-        for number in sorted({0, _best(study)})
-    }
+    check = {}
+    for number in sorted({0, _best(study)}):
+        values = [attributes[f"check {number} {map_}"] for map_ in config.check_seeds]
+        check[number] = np.array([] if None in values else values, dtype=np.float64)
     metric = _rows(config, study.trials[0])[0]["metric"]
     return Tuned(subject, metric, tuple(trials), _importances(config, study), check)
 

@@ -407,7 +407,7 @@ def _evaluate(
 
     def follow(step: Mapping[str, Any], _: object) -> None:
         if step["done"]:
-            successes.append(float(step["info"]["is_success"]))
+            successes.append(float(step["info"].get("is_success", np.nan)))
 
     envs = DummyVecEnv([make_env] * min(_FINAL_ENVS, FINAL_EPISODES))
     envs.seed(seed)
@@ -421,4 +421,4 @@ def _evaluate(
         warn=False,
     )
     envs.close()
-    return float(np.mean(successes if metric == "success" else returns))
+    return float(np.nanmean(successes if metric == "success" else returns))

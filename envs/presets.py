@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from awsgd_rl.validation import require_name
+
 GRIDWORLD_ID = "awsgd_rl/TrapGridworld-v0"
 
 
@@ -74,11 +76,4 @@ def preset(name: str) -> Preset:
     Raises:
         ValueError: there is none; the message has the nearest name.
     """
-    if name in PRESETS:
-        return PRESETS[name]
-    from difflib import get_close_matches
-
-    near = get_close_matches(str(name), PRESETS, n=1, cutoff=0.0)
-    raise ValueError(
-        f"preset is {name!r}, expected one of {', '.join(PRESETS)}: did you mean {near[0]!r}?"
-    )
+    return PRESETS[require_name("preset", name, PRESETS)]

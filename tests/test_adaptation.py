@@ -64,10 +64,9 @@ class TestCoefficients:
     def test_plain_form_is_the_squared_norm(self) -> None:
         assert score_function_coefficients(self.SQUARES, centre=False).tolist() == [1.0, 4.0, 7.0]
 
-    def test_order_of_cost_centring_and_scale(self) -> None:
-        cost = torch.tensor([1.0, 2.0, 7.0])
-        coefficients = score_function_coefficients(self.SQUARES, scale=0.5, cost=cost)
-        assert coefficients.tolist() == [-1.0, 2.0 * (2.0 - 1.0), -1.0]
+    def test_centred_and_scaled(self) -> None:
+        coefficients = score_function_coefficients(self.SQUARES, scale=0.5)
+        assert coefficients.tolist() == [2.0 * (1.0 - 5.5), 0.0, 2.0 * (7.0 - 2.5)]
 
     def test_no_gradient(self) -> None:
         squares = self.SQUARES.clone().requires_grad_()

@@ -105,9 +105,23 @@ def test_learn_counts_steps_or_episodes_stops_at_false_and_goes_on():
     agent.learn(total_episodes=100, callback=lambda a: len(calls.append(a) or calls) < 2)
     assert len(calls) == 2
     assert calls[0] is agent
-    for arguments in ({}, {"total_timesteps": 10, "total_episodes": 10}, {"total_episodes": 0}):
-        with pytest.raises(ValueError, match="total"):
+    for arguments, message in (
+        ({}, "give one of"),
+        ({"total_timesteps": 10, "total_episodes": 10}, "give one of"),
+        ({"total_episodes": 0}, "total_episodes is 0"),
+        ({"total_timesteps": 0}, "total_timesteps is 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
             agent.learn(**arguments)
+
+
+@pytest.mark.parametrize(("variant", "by_target"), [("mixture", 1), ("paper", 0)])
+def test_the_target_policy_draws_one_at_least_but_in_the_paper(variant, by_target, monkeypatch):
+    agent = AWSGD("TablePolicy", small_env(), seed=0, variant=variant, exploration_share=0.95)
+    drawn, collect = [], agent.learner.collect
+    monkeypatch.setattr(agent.learner, "collect", lambda *n: drawn.append(n) or collect(*n))
+    agent.learn(total_episodes=8)
+    assert drawn == [(by_target, 8 - by_target)]
 
 
 def test_history_has_every_measurement_for_each_batch():
@@ -121,6 +135,40 @@ def test_history_has_every_measurement_for_each_batch():
     assert {len(values) for values in agent.history.values()} == {10}
     assert max(agent.history["max_weight"]) <= 2 + 1e-9
     assert all(1 <= ess <= 20 + 1e-9 for ess in agent.history["ess"])
+
+
+def test_numpy_numbers_are_saved_as_plain_ones(tmp_path):
+    options = {"batch_size": np.int64(4), "learning_rate": np.float32(0.1), "ratio_clip": np.inf}
+    agent = AWSGD("TablePolicy", small_env(), seed=np.int64(3), **options)
+    agent.learn(total_episodes=8).save(tmp_path / "agent")
+    again = AWSGD.load(tmp_path / "agent")
+    assert again.config == agent.config
+    assert again.seed == 3
+
+
+def test_an_environment_of_a_module_is_saved_by_its_id(tmp_path, monkeypatch):
+    register = "import gymnasium as gym\ngym.register('Corridor-v0', {!r}, max_episode_steps=9)\n"
+    entry_point = "gymnasium.envs.classic_control:CartPoleEnv"
+    (tmp_path / "corridor_of_a_test.py").write_text(register.format(entry_point))
+    monkeypatch.syspath_prepend(tmp_path)
+    agent = Reinforce("MlpPolicy", "corridor_of_a_test:Corridor-v0", seed=0, device="cpu")
+    agent.learn(total_episodes=8).save(tmp_path / "agent")
+    assert Reinforce.load(tmp_path / "agent").env.spec.id == "Corridor-v0"
+    del gym.registry["Corridor-v0"]
+
+
+@pytest.mark.parametrize(
+    "env",
+    [
+        gym.wrappers.NormalizeObservation(gym.make("CartPole-v1")),
+        gym.make("CartPole-v1", sutton_barto_reward=object()),
+    ],
+)
+def test_an_environment_that_no_file_can_tell_is_asked_for(env, tmp_path):
+    Reinforce("MlpPolicy", env, seed=0, device="cpu").save(tmp_path / "agent")
+    with pytest.raises(ValueError, match="pass env"):
+        Reinforce.load(tmp_path / "agent")
+    assert Reinforce.load(tmp_path / "agent", env, device="cpu").env is env
 
 
 @pytest.mark.parametrize(
@@ -144,6 +192,8 @@ def test_history_has_every_measurement_for_each_batch():
         (Reinforce, {"ratio_clip": -2.0}, "ratio_clip"),
         (Reinforce, {"value_rate": 1.1}, "value_rate"),
         (Reinforce, {"reward_scale": float("inf")}, "reward_scale"),
+        (Reinforce, {"seed": -1}, "seed is -1"),
+        (Reinforce, {"seed": 0.5}, "seed is 0.5"),
     ],
 )
 def test_wrong_options_are_refused_in_one_line(agent_class, options, message):

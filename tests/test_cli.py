@@ -506,6 +506,38 @@ def test_evaluate_draws_an_episode(
         assert min(image.size) > 20
 
 
+@pytest.mark.parametrize("rare", [[], ["--rare", "failure"]])
+def test_evaluate_does_not_write_over_the_agent(
+    awsgd: Command, trained: Path, rare: list[str]
+) -> None:
+    before = tree(trained)
+    for directory in (trained, trained / "agent"):
+        run = awsgd("evaluate", directory, *rare, "--out", trained, "--overwrite")
+        assert run.status == 2
+        assert "holds the agent itself" in run.err
+    assert tree(trained) == before
+
+
+def test_evaluate_in_an_environment_of_a_module(
+    awsgd: Command, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gym.envs.registration, "registry", dict(gym.registry))
+    monkeypatch.syspath_prepend(Path.cwd())
+    Path("elsewhere.py").write_text(
+        "import gymnasium\n"
+        "gymnasium.register('Elsewhere-v0', 'awsgd_rl.envs.gridworld:TrapGridworld')\n"
+    )
+    for named in ("Elsewhere-v0", "elsewhere:Elsewhere-v0"):  # no module that a file names
+        spoil(trained / "agent", env={"id": named, "kwargs": json.loads(KWARGS)})
+        run = awsgd("evaluate", trained)
+        assert run.status == 2
+        assert "--env MODULE:Elsewhere-v0" in run.err
+    assert "elsewhere" not in sys.modules
+    asked = ("--env", "elsewhere:Elsewhere-v0", "--episodes", "3")
+    assert awsgd("evaluate", trained, *asked, "--out", "a").status == 0
+    assert read_results("a")["config"]["env"] == "elsewhere:Elsewhere-v0"
+
+
 def spoil(path: Path, **changes: Any) -> None:
     about = json.loads((path / "agent.json").read_text())
     (path / "agent.json").write_text(json.dumps({**about, **changes}))
@@ -604,6 +636,21 @@ def test_compare_goes_on_after_an_interruption(
     assert run.status == 0
     assert "finished" in run.out
     assert tree(Path("run")) == before
+
+
+def test_a_fault_while_figures_are_drawn_can_be_put_right(
+    awsgd: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(comparison: Any, folder: Path) -> Any:
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cli_compare, "write_figures", fail)
+        assert awsgd(*COMPARE, "--out", "run").status == 1
+        assert not Path("run/results.json").exists()
+    assert awsgd("compare", "--out", "run", "--resume").status == 0
+    assert Path("run/learning.png").exists()
+    assert not Path("run/trials").exists()
 
 
 def test_resume_needs_a_comparison(awsgd: Command) -> None:

@@ -236,6 +236,23 @@ def test_fresh_episodes_measure_what_a_policy_is_worth(monkeypatch):
 # What the comparison makes of its trials
 
 
+def test_an_algorithm_that_does_not_tell_success_has_returns():
+    known = make_comparison({"awsgd": [0.1, 0.2]})
+    unknown = make_comparison({"awsgd-paper": [-30.0, -50.0]}, metric="return")
+    config = dataclasses.replace(known.config, algos=("awsgd", "awsgd-paper"))
+    both = Comparison(config, known.trials + unknown.trials)
+    summary = both.summary()
+    assert both.metric == "return"
+    assert summary["awsgd.success_mean"] == pytest.approx(0.85)
+    assert summary["awsgd-paper.return_mean"] == pytest.approx(41.0)
+    assert "awsgd-paper.success_mean" not in summary
+
+
+def test_success_above_one_by_rounding_is_no_failure():
+    summary = make_comparison({"awsgd": [0.1, -2e-16], "reinforce": [-2e-16, 0.3]}).summary()
+    assert summary["failure_ratio"] == pytest.approx(3.0)
+
+
 def test_summary_follows_from_the_trials():
     failures = {"awsgd": [0.01, 0.02, 0.03], "reinforce": [0.1, 0.1, 0.4]}
     summary = make_comparison(failures, seed=5).summary()

@@ -374,6 +374,27 @@ def test_workers_that_draw_already_are_restored_too(tmp_path):
     assert history_of(resumed) == history_of(whole)
 
 
+def test_a_state_saved_after_a_failed_batch_is_restored(tmp_path, monkeypatch):
+    def jam(chunk):
+        raise RuntimeError("the gripper is jammed")
+
+    agent, again = grid_agent(), grid_agent()
+    with RolloutWorkers(agent, 0, lag=2) as rollouts:
+        agent.learn(total_episodes=30)
+        before = history_of(agent)
+        with monkeypatch.context() as patch:
+            patch.setattr(rollouts, "_draw_here", jam)
+            with pytest.raises(RuntimeError, match="jammed"):
+                agent.learn(total_episodes=10)
+        agent.save_training(tmp_path / "state")
+        agent.learn(total_episodes=30)
+    with RolloutWorkers(again, 0, lag=2):
+        again.restore_training(tmp_path / "state")
+        assert history_of(again) == before
+        again.learn(total_episodes=30)
+    assert history_of(again) == history_of(agent)
+
+
 def test_a_state_of_other_rollouts_is_refused(tmp_path):
     agent = grid_agent()
     with RolloutWorkers(agent, 0, lag=1) as rollouts:

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from awsgd_rl.agents import AWSGD, tables
-from awsgd_rl.agents.evaluation import estimate_outcome
+from awsgd_rl.agents.evaluation import check_arguments, estimate_outcome
 from awsgd_rl.agents.outcome_critics import NetworkCritic, TableCritic, aim
+from awsgd_rl.agents.outcome_rollouts import make_rollouts
 from awsgd_rl.agents.outcome_vector_rollouts import VectorRollouts
 from awsgd_rl.agents.outcomes import Batch, LikeliestPaths
 from awsgd_rl.exact import TabularMDP
@@ -97,6 +98,16 @@ def test_networks_are_unbiased(monkeypatch):
         estimate_outcome(agent, episodes=200, relative_error=None, seed=seed) for seed in range(8)
     ]
     within([each.estimate for each in found], exact)
+
+
+def test_discrete_observations_are_states_however_rarely_they_come_back(monkeypatch):
+    monkeypatch.setattr(VectorRollouts, "_RETURNING", 0.0)
+    env = gym.make(GRIDWORLD, desc=MAP, horizon=60)
+    agent = AWSGD("MlpPolicy", env, seed=0, device="cpu")
+    exact = failure_of(agent, agent.learner.policy_table())
+    found = estimate_outcome(agent, episodes=400, relative_error=None)
+    assert found.low <= exact <= found.high
+    assert found.ess > 0.0
 
 
 def test_rare_failures_need_far_fewer_episodes():
@@ -300,6 +311,72 @@ def test_agents_are_left_as_they_were():
     again = table_agent()
     estimate_outcome(again, episodes=300)
     assert again.learner.collect(10, 0).lengths.tolist() == before
+
+
+class Coin(gym.Env):
+    """Shows a number in each of three steps; betting on large ones pays. There is no spec of it."""
+
+    observation_space = gym.spaces.Box(0.0, 1.0, (1,))
+    action_space = gym.spaces.Discrete(2)
+    horizon = 3
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps, self.shown = 0, self.np_random.random(1).astype(np.float32)
+        return self.shown, {}
+
+    def step(self, action):
+        reward = float(action * (self.shown[0] - 0.5))
+        self.steps, self.shown = self.steps + 1, self.np_random.random(1).astype(np.float32)
+        return self.shown, reward, False, self.steps == 3, {}
+
+
+@pytest.mark.parametrize(
+    "make_env",
+    [
+        Coin,
+        lambda: gym.vector.SyncVectorEnv([Coin, Coin]),
+        lambda: gym.make_vec("CartPole-v1", 2, max_episode_steps=9),
+        lambda: gym.make_vec(GRIDWORLD, 2, desc=MAP, horizon=9, slip=0.2, observation="one_hot"),
+    ],
+)
+def test_trainings_that_share_their_environment_are_left_as_they_were(make_env, monkeypatch):
+    monkeypatch.setattr(NetworkCritic, "updates", 2)
+
+    def train(callback=None):
+        agent = AWSGD("MlpPolicy", make_env(), seed=0, device="cpu", batch_size=4, updates=2)
+        agent.learn(total_episodes=12, callback=callback)
+        return agent.learner.state_dict()
+
+    def evaluate(agent):
+        estimate_outcome(agent, "return", episodes=200, exploration_share=0.0)
+        check_arguments(agent, "return")
+
+    plain, evaluated = train(), train(evaluate)
+    assert all(torch.equal(x, plain[name]) for name, x in evaluated.items())
+
+
+def test_copies_are_closed(monkeypatch):
+    made = []
+
+    def make(*arguments):
+        made.append(make_rollouts(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr("awsgd_rl.agents.evaluation.make_rollouts", make)
+    lake = AWSGD("MlpPolicy", "FrozenLake-v1", seed=0, device="cpu", n_envs=1)
+    for evaluate in (estimate_outcome, check_arguments):
+        with pytest.raises(ValueError, match="reports no is_success"):
+            evaluate(lake)
+    assert [rollouts._collector.envs.closed for rollouts in made] == [True, True]
+    assert not lake.learner.envs.closed
+
+
+def test_returns_that_are_not_finite_are_refused():
+    env = gym.wrappers.TransformReward(gym.make("CartPole-v1"), lambda reward: np.inf)
+    agent = AWSGD("MlpPolicy", env, seed=0, device="cpu", n_envs=1)
+    with pytest.raises(ValueError, match="return of an episode is inf, expected a finite number"):
+        estimate_outcome(agent, "return")
 
 
 def test_bad_arguments_are_refused():

@@ -349,6 +349,17 @@ def test_bad_budgets_are_refused(arguments, message):
         learn_exploration(grid_of(env), random_table(env), np.zeros(env.n_states), **arguments)
 
 
+def test_the_target_policy_draws_one_of_each_batch_at_least(monkeypatch):
+    drawn, rollout = [], engine.rollout
+    monkeypatch.setattr(engine, "rollout", lambda *a, **k: drawn.append(a[3:5]) or rollout(*a, **k))
+    env = make_env()
+    learn_exploration(
+        grid_of(env), random_table(env), np.zeros(env.n_states), episodes=17, discount=DISCOUNT,
+        seed=0, share=0.95, batch_size=8,
+    )  # fmt: skip
+    assert drawn == [(1, 7), (1, 7), (1, 0)]
+
+
 @pytest.fixture
 def small_bench(monkeypatch):
     for name, value in {"LEARN": 500, "FIT": 5000, "LONG": 1000, "MEASURE": 25_000}.items():

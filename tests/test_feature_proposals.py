@@ -82,6 +82,14 @@ class TestFeatureSoftmax:
             other.sample(50, generator=generator()), proposal.sample(50, generator=generator())
         )
 
+    def test_a_damaged_state_changes_nothing(self) -> None:
+        proposal = FeatureSoftmaxProposal(FEATURES, GROUPS)
+        state = FeatureSoftmaxProposal(FEATURES, GROUPS, tau=TAU).state_dict()
+        with pytest.raises(ValueError, match="item 0 is in group 4"):
+            proposal.load_state_dict({**state, "groups": GROUPS + 2})
+        assert torch.equal(proposal.groups, GROUPS)
+        assert proposal.tau.tolist() == [0.0, 0.0]
+
     def test_bad_arguments(self) -> None:
         bad_features = FEATURES.clone()
         bad_features[2, 1] = math.nan

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 from awsgd_rl.adaptation import ScoreFunctionAdaptation, TableAdaptation
 from awsgd_rl.loader import ImportanceLoader, ProposalBatchSampler, uniform_log_target
@@ -268,6 +268,30 @@ class TestState:
         rest = run(proposal, loader, stop, 2 * (N // B) + 3)
         assert first + rest == whole
 
+    def test_a_second_state_holds_what_is_left_of_the_first(self) -> None:
+        """A resumed epoch that draws fewer ahead than there were restored."""
+        whole = [draw.items.tolist() for _, draw in loader_of("workers", table())]
+        loader = loader_of("workers", table())
+        trace = []
+        for kind in ("dataset", "tensors", "dataset"):
+            _, draw = next(iter(loader))
+            trace.append(draw.items.tolist())
+            state = loader.state_dict()
+            loader = loader_of(kind, table())
+            loader.load_state_dict(state)
+        rest = [draw.items.tolist() for _, draw in loader]
+        assert trace + rest == whole
+
+    def test_a_resumed_epoch_that_is_left_does_not_go_on(self) -> None:
+        loader = loader_of("workers", table())
+        next(iter(loader))
+        resumed = loader_of("dataset", table())
+        resumed.load_state_dict(loader.state_dict())
+        next(iter(resumed))
+        assert len(list(resumed)) == N // B
+        assert resumed.epoch == 2
+        assert resumed.state_dict()["ahead"] == []
+
     def test_global_randomness_is_left_alone(self) -> None:
         loader = loader_of("workers", table())
         before = torch.get_rng_state()
@@ -313,9 +337,16 @@ class TestTime:
             def __getitems__(self, items: list[int]) -> list[Any]:
                 return [self[item] for item in items]
 
-        for batch, draw, cost in ImportanceLoader(Together(), table(), B, clock=Ticking()):
+        for data in (Together(), Subset(Together(), range(N))):
+            for batch, draw, cost in ImportanceLoader(data, table(), B, clock=Ticking()):
+                assert_paired(batch, draw)
+                assert cost.tolist() == [1.0 / B] * B
+
+    def test_examples_of_a_subset_have_times_of_their_own(self) -> None:
+        data = Subset(Subset(Squares(), range(N)), range(N))
+        for batch, draw, cost in ImportanceLoader(data, table(), B, clock=Ticking()):
             assert_paired(batch, draw)
-            assert cost.tolist() == [1.0 / B] * B
+            assert cost.tolist() == [1.0] * B
 
     @pytest.mark.parametrize("workers", [0, 2])
     def test_slow_examples_cost_more(self, workers: int) -> None:
@@ -390,6 +421,15 @@ class TestBadInput:
 
         with pytest.raises(ValueError, match=r"fewer than the 30|sum to 0\.96"):
             ImportanceLoader(X, Own(), B)
+
+    def test_numbers_of_a_layer_are_no_number_of_items(self) -> None:
+        class Own(UniformProposal):
+            def __init__(self) -> None:
+                super().__init__(N)
+                self.layer = torch.nn.Conv2d(1, 1, 3)
+
+        assert Own().layer.groups == 1
+        ImportanceLoader(X, Own(), B)
 
     def test_a_conditional_proposal(self) -> None:
         with pytest.raises(ValueError, match="PolicyProposal is conditional"):

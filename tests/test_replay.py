@@ -296,6 +296,24 @@ class TestAdd:
                 buffer.add(wrong, action, [0.0], rows[2], no, no)
 
     @pytest.mark.parametrize(
+        ("dtype", "value"),
+        [(np.uint8, np.uint16(300)), (np.int8, -129), (np.int64, np.uint64(2**63))],
+    )
+    def test_integers_that_would_wrap_around_are_refused(self, dtype: Any, value: Any) -> None:
+        bounds = np.iinfo(dtype)
+        space = spaces.Box(bounds.min, bounds.max, (2,), dtype)
+        buffer = ReplayBuffer(4, space, BOX)
+        row, action, no = np.array([[1, value]]), np.zeros((1, 2), np.float32), np.zeros(1, bool)
+        row = row.astype(np.asarray(value).dtype)
+        before = state_of(buffer)
+        with pytest.raises(ValueError, match=f"environment 0 has the entry {value}, expected"):
+            buffer.add(row, action, [0.0], row, no, no)
+        assert same(before, state_of(buffer))
+        row[0, 1] = 7
+        buffer.add(row, action, [0.0], row, no, no)
+        assert everything(buffer).observations.tolist() == [[1, 7]]
+
+    @pytest.mark.parametrize(
         "given", [np.zeros((1, 2)), {"image": 0}, {"image": 0, "goal": 0, "x": 0}]
     )
     def test_dicts_with_other_keys_are_refused(self, given: Any) -> None:

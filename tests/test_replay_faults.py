@@ -160,6 +160,21 @@ class TestPriorities:
         step(buffer_of_three, 1)
         assert probabilities(buffer_of_three).tolist() == [0.5, 0.5]
 
+    def test_a_state_that_does_not_fit_changes_nothing(self) -> None:
+        saved = loaded(torch.tensor([16.0, 1.0, 4.0]), 0.5).get_extra_state()
+        for proposal, change, message in (
+            (PriorityProposal(3, alpha=0.6), {}, "alpha 0.5, expected 0.6"),
+            (PriorityProposal(2, alpha=0.5), {}, "at most 2"),
+            (PriorityProposal(3, alpha=0.5), {"scores": torch.tensor([1.0, 0.0])}, "positive"),
+            (PriorityProposal(3, alpha=0.5), {"scores": torch.tensor([math.nan])}, "positive"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                proposal.load_state_dict({"_extra_state": {**saved, **change}})
+            assert (proposal.filled, proposal.tree.scores.sum().item()) == (0, 0.0)
+        older = PriorityProposal(3, alpha=0.6)
+        older.load_state_dict({"_extra_state": {"scores": saved["scores"]}})
+        assert older.tree.scores.tolist() == [4.0, 1.0, 2.0]
+
     @COMPILED
     @pytest.mark.parametrize("capacity", [4, 20, 300])
     def test_maximum_priority_moves(self, capacity: int, compiled: bool) -> None:

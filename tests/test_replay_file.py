@@ -235,6 +235,15 @@ class TestRefused:
         self.rewrite(saved, {}, {name: tensor})
         self.refuses(saved, message)
 
+    @pytest.mark.parametrize("places", [0, 2, 3, 11])
+    def test_fewer_places_aside_than_writes_count_on(self, tmp_path: Path, places: int) -> None:
+        path, buffer = tmp_path / "replay.safetensors", make()
+        buffer.save(path)
+        free = torch.arange(min(3, places), places, dtype=torch.int32)
+        aside = load_file(path)["aside"][:places]
+        self.rewrite(path, {}, {"free": free, "aside": aside})
+        self.refuses(path, f"aside is of {places} rows, expected at least 12")
+
     def test_links_that_leave_the_ring(self, saved: Path) -> None:
         buffer = make()
         begin = buffer._ring.offset("link")

@@ -1,6 +1,7 @@
 """The report: everything is on the page, nothing on it runs, and damaged runs are refused."""
 
 import base64
+import dataclasses
 import hashlib
 import json
 import re
@@ -10,11 +11,13 @@ import numpy as np
 import pytest
 
 from awsgd_rl import cli_report, cli_train
+from awsgd_rl.agents import AWSGDConfig, ReinforceConfig
 from awsgd_rl.agents.snapshots import write_history
+from awsgd_rl.agents.stable_baselines_configs import CONFIGS
 from awsgd_rl.cli_common import UsageError
 from awsgd_rl.report import command_line, report_path, write_report
 from awsgd_rl.report_curves import history_charts, overlays, plotly_figure, result_charts
-from awsgd_rl.report_tables import number
+from awsgd_rl.report_tables import SWITCHED_OFF, number
 from awsgd_rl.runs import RunFolder
 from awsgd_rl.statistics import mean_interval
 
@@ -160,6 +163,27 @@ def test_command_line_is_quoted():
     config = {"env_kwargs": '{"size": 4}', "quick": True, "debug": False, "out": None, "maps": 3}
     line = command_line("bench env-speed", config)
     assert line == """awsgd-rl bench env-speed --env-kwargs '{"size": 4}' --quick --maps 3"""
+
+
+def test_command_line_of_what_is_positional_or_switched_off():
+    assert command_line("evaluate", {"directory": "runs/a", "episodes": 5}) == (
+        "awsgd-rl evaluate runs/a --episodes 5"
+    )
+    config = {"baseline": False, "critic": False, "reward_to_go": True, "double_q": False}
+    assert command_line("train", config) == (
+        "awsgd-rl train --no-baseline --no-critic --reward-to-go"
+    )
+
+
+def test_all_options_that_can_be_switched_off_are_known():
+    classes = [AWSGDConfig, ReinforceConfig, *CONFIGS.values()]
+    found = {
+        field.name
+        for config in classes
+        for field in dataclasses.fields(config)
+        if "bool" in str(field.type) and field.default is not False
+    }
+    assert found == set(SWITCHED_OFF)
 
 
 def test_learning_curves_are_means_with_their_intervals(tmp_path):

@@ -78,6 +78,9 @@ def test_the_refusal_names_resume_where_there_is_one(tmp_path: Path) -> None:
     RunFolder.create(tmp_path, name="compare", config={})
     with pytest.raises(RunExistsError, match="--resume"):
         RunFolder.create(tmp_path, name="compare", config={})
+    with pytest.raises(RunExistsError) as error:  # a run of another command cannot be gone on with
+        RunFolder.create(tmp_path, name="train", config={})
+    assert "--resume" not in str(error.value)
 
 
 def test_overwrite_removes_the_old_run_and_nothing_else(tmp_path: Path) -> None:
@@ -120,9 +123,23 @@ def test_files_of_other_programs_are_kept(
 
 
 def test_a_folder_with_other_files_can_hold_a_run(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("mine")
+    """There is no run to overwrite, so nothing is removed."""
+    names = {"notes.txt", "photo.png", "study.db", "monitor.csv"}
+    for name in names:
+        (tmp_path / name).write_text("mine")
     create(tmp_path, overwrite=True)
-    assert files(tmp_path).keys() == {"config.json", "notes.txt"}
+    assert files(tmp_path).keys() == {"config.json"} | names
+
+
+@pytest.mark.parametrize("name", ["agent", "checkpoints", "trials", "tensorboard"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_folders_of_other_programs_are_kept(tmp_path: Path, name: str, overwrite: bool) -> None:
+    """A run of its own would write into them, and remove what it has not written."""
+    (tmp_path / name / "1000").mkdir(parents=True)
+    (tmp_path / name / "1000" / "weights").write_text("mine")
+    with pytest.raises(RunExistsError, match=f"{name} that is not of this package"):
+        create(tmp_path, overwrite=overwrite)
+    assert files(tmp_path) == {f"{name}/1000/weights": b"mine"}
 
 
 def test_resume_keeps_the_files_and_checks_the_name(tmp_path: Path) -> None:
@@ -131,7 +148,11 @@ def test_resume_keeps_the_files_and_checks_the_name(tmp_path: Path) -> None:
     started = create(tmp_path).started
     (tmp_path / "monitor.csv").write_text("old")
     before = files(tmp_path)
-    assert create(tmp_path, resume=True).started == started
+    again = create(tmp_path, resume=True)
+    assert again.started == started
+    results = json.loads(again.write_results([], {}, "cpu").read_text())
+    assert results["seconds"] is None  # those before it was stopped are not known
+    (tmp_path / "results.json").unlink()
     with pytest.raises(RunExistsError, match="'train'"):
         RunFolder.create(tmp_path, name="compare", config={}, resume=True)
     with pytest.raises(ValueError, match="both"):
@@ -167,6 +188,12 @@ def test_reading_what_is_not_a_run(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"name": "x", "config": {}}')
     with pytest.raises(ValueError, match="not of this package"):
         runs.read_config(tmp_path)
+
+
+def test_a_root_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "runs").symlink_to(tmp_path / "unmounted")
+    with pytest.raises(OSError, match="runs"):
+        runs.new_folder("train", tmp_path / "runs")
 
 
 def test_new_folders_do_not_meet(tmp_path: Path) -> None:

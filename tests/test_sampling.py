@@ -139,6 +139,15 @@ class TestRows:
         with pytest.raises(ValueError, match=r"expected \[B, A\]"):
             sample_rows(torch.ones(3))
 
+    @pytest.mark.parametrize("entry", [float("nan"), float("inf"), 0.0])
+    def test_a_row_that_cannot_be_drawn_from_is_refused(self, entry: float) -> None:
+        rows = torch.tensor([[0.2, 0.8], [0.0, entry], [1.0, 0.0]])
+        with pytest.raises(ValueError, match=f"row 1 of probabilities sums to {entry:g}"):
+            sample_rows(rows, generator())
+
+    def test_no_row(self) -> None:
+        assert sample_rows(torch.ones(0, 3)).shape == (0,)
+
 
 class TestStratified:
     def test_one_draw_in_each_stratum(self) -> None:

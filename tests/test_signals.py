@@ -69,6 +69,12 @@ class TestExact:
             norms, by_backward(model, F.cross_entropy, x, y), rtol=1e-5, atol=0
         )
 
+    @pytest.mark.parametrize("factor", [1e-30, 1e30])
+    def test_squares_beyond_float32(self, factor: float) -> None:
+        model, x = nn.Linear(1, 1, bias=False), torch.tensor([[3.0]])
+        norms = per_example_gradient_norms(model, lambda z, _: factor * z.sum(), x, x)
+        assert norms.item() == pytest.approx(3.0 * factor, rel=1e-6, abs=0.0)
+
     def test_changes_nothing(self) -> None:
         model = nn.Sequential(nn.Linear(D, 4), nn.BatchNorm1d(4), nn.Linear(4, K)).eval()
         before = {name: value.clone() for name, value in model.state_dict().items()}

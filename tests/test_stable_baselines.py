@@ -14,7 +14,7 @@ from gymnasium import spaces
 from safetensors.torch import save_file
 
 import awsgd_rl  # noqa: F401 (registers the environments)
-from awsgd_rl.agents import load_agent
+from awsgd_rl.agents import load_agent, make_agent
 from awsgd_rl.agents.stable_baselines import HISTORY, StableBaselines
 from awsgd_rl.agents.stable_baselines_configs import (
     A2CConfig,
@@ -48,7 +48,7 @@ def grid() -> gym.Env[Any, Any]:
 
 
 def make(algorithm: str, env: Any = None, **arguments: Any) -> StableBaselines:
-    options = {**SMALL[algorithm], **arguments}
+    options = {"seed": 0, **SMALL[algorithm], **arguments}
     return StableBaselines(algorithm, "MlpPolicy", env or grid(), device="cpu", **options)
 
 
@@ -97,6 +97,49 @@ def test_same_seed_same_parameters() -> None:
     first, second, other = (run.model.policy.state_dict() for run in runs)
     assert all(first[name].equal(second[name]) for name in first)
     assert not all(first[name].equal(other[name]) for name in first)
+
+
+def test_a_seed_is_drawn_where_none_is_given() -> None:
+    seeds = {make("a2c", seed=None).seed, make_agent("a2c", "MlpPolicy", grid()).seed}
+    assert len(seeds) == 2
+    assert all(type(seed) is int for seed in seeds)
+
+
+class Numbered(gym.Env[Any, Any]):
+    """Shows the episode's number and the step's; an episode has three steps."""
+
+    observation_space = spaces.Box(0.0, np.inf, (2,))
+    action_space = spaces.Discrete(2)
+    episode = -1
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.episode, self.steps = self.episode + 1, 0
+        return np.array([self.episode, 0], np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        self.steps += 1
+        seen = np.array([self.episode, self.steps], np.float32)
+        return seen, 1.0, False, self.steps == 3, {}
+
+
+@pytest.mark.parametrize(("algorithm", "n_steps"), [("dqn", 1), ("dqn", 2), ("prioritized-dqn", 2)])
+def test_no_transition_leads_from_one_training_into_the_next(algorithm: str, n_steps: int) -> None:
+    agent = make(algorithm, env=Numbered(), n_steps=n_steps, gamma=1.0)
+    for _ in range(3):
+        agent.learn(total_episodes=2)
+    buffer: Any = agent.model.replay_buffer
+    samples = buffer.sample(500)
+    before, after = samples.observations.numpy(), samples.next_observations.numpy()
+    np.testing.assert_array_equal(after[:, 0], before[:, 0])
+    np.testing.assert_array_equal(after[:, 1] - before[:, 1], samples.rewards.numpy()[:, 0])
+
+
+def test_on_policy_trainings_begin_with_a_new_episode_too() -> None:
+    agent = make("a2c", env=Numbered())
+    for _ in range(2):
+        agent.learn(total_episodes=2)
+        assert agent.model._last_obs is None
 
 
 @pytest.mark.parametrize("algorithm", SMALL)

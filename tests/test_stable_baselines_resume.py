@@ -183,6 +183,14 @@ def test_what_was_logged_later_is_cut_off(algorithm: str, tmp_path: Path) -> Non
         assert steps[-1] > 30
 
 
+def test_numpy_numbers_are_restored(tmp_path: Path) -> None:
+    numbers = {"batch_size": np.int64(8), "learning_rate": np.float32(1e-3)}
+    first, second = (make("dqn", seed=np.int64(3), **numbers) for _ in range(2))
+    first.learn(60).save_training(tmp_path / "a")
+    second.restore_training(tmp_path / "a")
+    assert everything(second) == everything(first)
+
+
 def test_environments_do_not_begin_again(tmp_path: Path) -> None:
     """Their generators go on: what begins is not what began at first."""
     agent = make("dqn", env=gym.make("CartPole-v1", max_episode_steps=10))

@@ -1,6 +1,7 @@
 """Intervals: closed forms, coverage by simulation, and input that has no answer."""
 
 import math
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -12,7 +13,6 @@ from awsgd_rl.statistics import (
     bootstrap_interval,
     mean_band,
     mean_interval,
-    normal_quantile,
     proportion_interval,
     ratio_interval,
 )
@@ -133,7 +133,7 @@ def test_same_generator_same_interval():
 
 
 def test_wilson_closed_form():
-    z = normal_quantile(0.975)
+    z = NormalDist().inv_cdf(0.975)
     interval = proportion_interval(7, 50)
     centre = (7 / 50 + z * z / 100) / (1 + z * z / 50)
     half = z / (1 + z * z / 50) * math.sqrt(0.14 * 0.86 / 50 + z * z / (4 * 50 * 50))
@@ -146,13 +146,6 @@ def test_wilson_stays_inside(trials, data):
     estimate, low, high = proportion_interval(successes, trials)
     assert 0.0 <= low <= estimate <= high <= 1.0
     assert low < high
-
-
-def test_normal_quantile():
-    assert normal_quantile(0.5) == 0.0
-    assert math.erf(normal_quantile(0.9) / math.sqrt(2)) == pytest.approx(0.8, abs=1e-12)
-    with pytest.raises(ValueError, match=r"inside \(0, 1\), got 1"):
-        normal_quantile(1)
 
 
 @pytest.mark.parametrize(

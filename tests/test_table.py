@@ -140,10 +140,22 @@ class TestTable:
         assert proposal.probabilities().isfinite().all()
 
     def test_a_damaged_state_is_refused(self) -> None:
-        state = TableProposal(3).state_dict()
-        state["scores"] = torch.tensor([1.0, math.nan, 1.0], dtype=torch.float64)
-        with pytest.raises(ValueError, match="the loaded scores"):
-            TableProposal(3).load_state_dict(state)
+        saved = TableProposal(torch.tensor([2.0, 3.0, 4.0])).state_dict()
+        bad_scores = torch.tensor([1.0, math.nan, 1.0], dtype=torch.float64)
+        for changed, message in (
+            ({"scores": bad_scores}, "the loaded scores"),
+            ({"filled_slots": torch.tensor(4)}, "filled is 4"),
+        ):
+            proposal = copy.deepcopy(TableProposal(3))
+            with pytest.raises(ValueError, match=message):
+                proposal.load_state_dict({**saved, **changed})
+            assert proposal.scores.tolist() == [1.0, 1.0, 1.0]
+            assert (proposal.filled, proposal.filled_slots.item()) == (3, 3)
+
+    def test_a_state_with_less_is_torchs_to_refuse(self) -> None:
+        with pytest.raises(RuntimeError, match="Missing key"):
+            TableProposal(3).load_state_dict({})
+        TableProposal(3).load_state_dict({}, strict=False)
 
 
 class TestTree:

@@ -122,6 +122,15 @@ def test_a_training_that_has_not_begun_is_restored(kind: str, tmp_path: Path) ->
     assert everything(second) == everything(first)
 
 
+@pytest.mark.parametrize("kind", ["awsgd", "mlp"])
+def test_numpy_numbers_are_restored(kind: str, tmp_path: Path) -> None:
+    numbers = {"memory": np.int64(9), "value_rate": np.float32(0.1), "ratio_clip": np.inf}
+    first, second = (make(kind, seed=np.int64(3), **numbers) for _ in range(2))
+    first.learn(total_episodes=np.int64(8)).save_training(tmp_path / "a")
+    second.restore_training(tmp_path / "a")
+    assert everything(second) == everything(first)
+
+
 class Coin(gym.Env[Any, Any]):
     """One step; what is seen is drawn from `np_random`, which goes on from episode to episode."""
 

@@ -329,6 +329,29 @@ def test_a_default_that_fails_ends_the_run(monkeypatch: pytest.MonkeyPatch, tmp_
         run(TuneConfig(**SMALL, trials=2), tmp_path / "study.db")
 
 
+def test_a_setting_that_fails_its_check_does_not_end_the_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config = TuneConfig(**SMALL, trials=3, check_maps=2, algos=("awsgd",))
+
+    def measured(task: Task, _send: Any) -> Outcome:
+        good = 0.5 if task.number == 0 else 0.9
+        if task.map in config.check_seeds and task.number > 0:
+            return Outcome(task, "", np.nan, 0.1, "ValueError: it diverged")
+        return Outcome(task, "success", good, 0.1)
+
+    monkeypatch.setattr(search, "measure", measured)
+    with pytest.warns(RuntimeWarning, match="fails on fresh map 150.*it diverged"):
+        (tuned,) = run(config, tmp_path / "study.db")
+    assert tuned.best.number > 0
+    summary = summary_of([tuned])
+    assert summary["awsgd.check_default_success_mean"] == 0.5
+    assert "awsgd.check_best_success_mean" not in summary
+    assert "awsgd.check_gain" not in summary
+    (again,) = run(config, tmp_path / "study.db")  # nothing is left to do
+    assert summary_of([again]) == summary
+
+
 def test_a_finished_file_is_read_again_without_measuring(
     explored: Explored, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,6 +28,12 @@ def fail_at_three(task, send):
     return task
 
 
+def exit_at_three(task, send):
+    if task == 3:
+        raise SystemExit("the window was closed")
+    return task
+
+
 def die_at_three(task, send):
     if task == 3:
         os._exit(7)
@@ -109,6 +115,12 @@ def test_an_error_names_its_task(functions, jobs):
     with pytest.raises(TaskError, match=r"^3: ValueError: three is too many$") as error:
         run_tasks(functions.fail_at_three, [1, 2, 3, 4], jobs=jobs)
     assert isinstance(error.value.__cause__, ValueError)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_task_that_ends_its_program_is_an_error(functions, jobs):
+    with pytest.raises(TaskError, match=r"^3: SystemExit: the window was closed$"):
+        run_tasks(functions.exit_at_three, [1, 2, 3, 4], jobs=jobs)
 
 
 def test_an_error_tells_where_it_was_raised(functions):

@@ -91,7 +91,7 @@ SCRIPT: Final = r"""
         canvas.addEventListener("mousemove", event => this.point(canvas, k, event));
         canvas.addEventListener("mouseleave", () => { this.readout.textContent = ""; });
       });
-      new ResizeObserver(() => this.show()).observe(element);
+      new ResizeObserver(() => this.draw()).observe(element);
       element.closest("section").querySelectorAll(".plot[data-training]").forEach(plot =>
         plot.on("plotly_click", event => this.seek(event.points[0].x)));
       this.show();
@@ -138,13 +138,12 @@ SCRIPT: Final = r"""
       const when = `after ${whole(frame.episodes)} episodes, ${whole(frame.timesteps)} steps`;
       this.output.textContent = `${when} (${number + 1} of ${this.data.frames.length})`;
       this.slider.setAttribute("aria-valuetext", when);
-      this.canvases.slice(0, -1).forEach((canvas, k) => {
+      this.draw();
+      this.canvases.slice(0, -1).forEach((_, k) => {
         const policy = frame.policies[k];
-        if (policy) this.drawPolicy(canvas, policy); else this.begin(canvas);
         this.captions[k].textContent =
           policy ? `fails with probability ${percent(1 - policy.success)}` : "draws nothing";
       });
-      this.drawTrajectories(this.canvases[this.canvases.length - 1], frame);
       const byTarget = frame.fromTarget.reduce((a, b) => a + b, 0);
       const byOther = frame.fromTarget.length - byTarget;
       this.captions[this.captions.length - 1].textContent =
@@ -154,6 +153,15 @@ SCRIPT: Final = r"""
           this.captions[k].textContent));
       this.fillTable(frame);
       this.markCurves(frame.episodes);
+    }
+
+    draw() {  // the maps alone: the list keeps its focus while the page changes its size
+      const frame = this.frame;
+      this.canvases.slice(0, -1).forEach((canvas, k) => {
+        const policy = frame.policies[k];
+        if (policy) this.drawPolicy(canvas, policy); else this.begin(canvas);
+      });
+      this.drawTrajectories(this.canvases[this.canvases.length - 1], frame);
     }
 
     begin(canvas) {

@@ -210,6 +210,7 @@ def test_the_slider_moves_the_map(trained):
 def test_trajectories_are_listed_by_weight_and_marked(trained):
     browser = trained
     browser.run("document.querySelector('.recording details').open = true")
+    browser.settle()  # the page may get a scroll bar, and the maps another size
     cells = "[...document.querySelectorAll('.drawn tbody tr')].map(r => r.children[1].textContent)"
     weights = [float(weight) for weight in browser.run(cells)]
     assert len(weights) == 10
@@ -219,6 +220,15 @@ def test_trajectories_are_listed_by_weight_and_marked(trained):
     marked = browser.run(CANVASES)
     assert marked[:2] == before[:2]
     assert marked[2] != before[2]
+    browser.run("document.querySelector('.recording').style.width = '900px'")
+    browser.settle()
+    row = "document.querySelector('.drawn tbody tr')"
+    assert browser.run(f"document.activeElement === {row}")
+    resized = browser.run(CANVASES)
+    browser.run(f"{row}.blur()")
+    assert browser.run(CANVASES)[2] != resized[2]
+    browser.run("document.querySelector('.recording').style.width = ''")
+    browser.settle()
 
 
 def test_play_goes_through_all_moments(trained):

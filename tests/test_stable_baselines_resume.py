@@ -113,6 +113,10 @@ def monitor_rows(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n")
+
+
 SLOW = {"sac", "td3", "prioritized-sac"}
 
 
@@ -546,9 +550,12 @@ def test_a_killed_run_goes_on(algorithm: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
     process = start(run, *OPTIONS[algorithm], "--checkpoint-seconds", "0")
     monitor = run / "monitor.csv"
-    while process.poll() is None and not (monitor.exists() and len(monitor_rows(run)) > 12):
-        time.sleep(0.005)
-    process.kill()
+    try:
+        # Lines, not rows: the run may be in the middle of writing the first.
+        while process.poll() is None and not (monitor.exists() and lines(monitor) > 14):
+            time.sleep(0.005)
+    finally:
+        process.kill()
     assert process.wait() == -signal.SIGKILL
     process = start(run, "--resume")
     assert process.wait(timeout=300) == 0

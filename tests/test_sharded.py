@@ -306,6 +306,40 @@ def refusal(make_one: Any) -> str:
     return ""
 
 
+def trained(sizes: list[int] | None) -> dict[str, Any]:
+    """What a rank of two sees. Its network ends here: PyTorch can hang where it outlives its group."""
+    x, y = problem()
+    network = DistributedDataParallel(model())
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
+    table = ShardedTableProposal(N, sizes=sizes, uniform_share=0.2)
+    adaptation = TableAdaptation(table.table, decay=0.5)
+    loader = ShardedLoader((x, y), table, BATCH, batches=STEPS + SAMPLES, generator=0)
+    start = flat(network)
+    samples, drawn = [], []
+    for step, ((x_batch, y_batch), draw) in enumerate(loader):
+        weights = importance_weights(loader.log_p(draw), draw.log_q)
+        output = network(x_batch).squeeze(1)
+        optimizer.zero_grad()
+        (weights * mse_loss(output, y_batch, reduction="none")).mean().backward()
+        signal = squared_loss_signal(output, y_batch, features=x_batch)
+        adaptation.update(table.to_local(draw), signal)
+        drawn.append(draw.items.tolist())
+        if step < STEPS:
+            optimizer.step()
+        else:
+            samples.append(torch.cat([p.grad.flatten() for p in network.parameters()]).tolist())
+    return {
+        "moved": float((flat(network) - start).norm()),
+        "parameters": flat(network).tolist(),
+        "samples": samples,
+        "drawn": drawn[:20],
+        "own": list(table.shard.items),
+        "scores": table.table.scores.tolist(),
+        "full": table.full_scores().tolist(),
+        "cost": table.split_cost(),
+    }
+
+
 def worker(rank: int, store: str, out: str) -> None:
     """What a rank does: the loop of the docs, and then many gradients with w at rest."""
     torch.set_num_threads(1)
@@ -315,37 +349,8 @@ def worker(rank: int, store: str, out: str) -> None:
         "other sizes": refusal(lambda: ShardedTableProposal(N, sizes=[SIZES, [20, 17]][rank])),
         "one fails": refusal(lambda: ShardedTableProposal(N, floor=-1.0 if rank == 1 else 0.0)),
     }
-    x, y = problem()
     for name, sizes in (("dealt", None), ("blocks", SIZES)):
-        network = DistributedDataParallel(model())
-        optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
-        table = ShardedTableProposal(N, sizes=sizes, uniform_share=0.2)
-        adaptation = TableAdaptation(table.table, decay=0.5)
-        loader = ShardedLoader((x, y), table, BATCH, batches=STEPS + SAMPLES, generator=0)
-        start = flat(network)
-        samples, drawn = [], []
-        for step, ((x_batch, y_batch), draw) in enumerate(loader):
-            weights = importance_weights(loader.log_p(draw), draw.log_q)
-            output = network(x_batch).squeeze(1)
-            optimizer.zero_grad()
-            (weights * mse_loss(output, y_batch, reduction="none")).mean().backward()
-            signal = squared_loss_signal(output, y_batch, features=x_batch)
-            adaptation.update(table.to_local(draw), signal)
-            drawn.append(draw.items.tolist())
-            if step < STEPS:
-                optimizer.step()
-            else:
-                samples.append(torch.cat([p.grad.flatten() for p in network.parameters()]).tolist())
-        result[name] = {
-            "moved": float((flat(network) - start).norm()),
-            "parameters": flat(network).tolist(),
-            "samples": samples,
-            "drawn": drawn[:20],
-            "own": list(table.shard.items),
-            "scores": table.table.scores.tolist(),
-            "full": table.full_scores().tolist(),
-            "cost": table.split_cost(),
-        }
+        result[name] = trained(sizes)
     Path(out).write_text(json.dumps(result))
     dist.destroy_process_group()
 

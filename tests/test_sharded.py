@@ -307,7 +307,7 @@ def refusal(make_one: Any) -> str:
 
 
 def trained(sizes: list[int] | None) -> dict[str, Any]:
-    """What a rank of two sees. Its network ends here: PyTorch can hang where it outlives its group."""
+    """What a rank sees. Its network ends here: PyTorch can hang where it outlives its group."""
     x, y = problem()
     network = DistributedDataParallel(model())
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01)

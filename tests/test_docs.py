@@ -21,7 +21,7 @@ from awsgd_rl.envs import PRESETS
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/**/*.md"))]
 # Packages that this one does not depend on: a block that imports one runs where it is installed.
-OPTIONAL = ("lightning", "transformers", "wandb")
+OPTIONAL = ("lightning", "transformers")
 FENCE = re.compile(
     r"(<!-- not run: [^\n]+ -->\n)?^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL
 )

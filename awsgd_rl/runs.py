@@ -18,6 +18,7 @@ import platform
 import secrets
 import shutil
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -111,6 +112,7 @@ class RunFolder:
         if resume:
             folder = cls(path, name, settings, _started_of(path, name))
             folder._clock = None  # how long it ran before nobody knows
+            _warn_of_other_versions(path)
             return folder
         started = datetime.now(UTC).isoformat(timespec="seconds")
         path.mkdir(parents=True, exist_ok=True)
@@ -374,6 +376,26 @@ def _started_of(path: Path, name: str) -> str:
     if old != name:
         raise RunExistsError(f"{str(path)!r} holds a run of {old!r}, expected {name!r}")
     return str(read_config(path)["started"])
+
+
+def _warn_of_other_versions(path: Path) -> None:
+    """Tell whoever resumes a run that other packages may give it other numbers."""
+    config = read_config(path)
+    before = {"awsgd-rl": config.get("version"), "python": config.get("python")}
+    packages = config.get("packages")
+    before |= packages if isinstance(packages, dict) else {}
+    now = {"awsgd-rl": __version__, "python": platform.python_version(), **_package_versions()}
+    others = [
+        f"{name} {before[name]}, now {now[name]}"
+        for name in now
+        if before.get(name, now[name]) != now[name]
+    ]
+    if others:
+        warnings.warn(
+            f"{str(path)!r} was begun with {', '.join(others)}: it may not end with the numbers of "
+            "a run that was never stopped",
+            stacklevel=3,
+        )
 
 
 def _name_of(path: Path) -> Any:

@@ -160,6 +160,17 @@ def test_resume_keeps_the_files_and_checks_the_name(tmp_path: Path) -> None:
     assert files(tmp_path) == before
 
 
+def test_resume_warns_of_other_versions(tmp_path: Path) -> None:
+    """A package of another version may end the run with other numbers."""
+    create(tmp_path)
+    create(tmp_path, resume=True)  # warnings are errors here: with the same versions there is none
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["packages"]["torch"] = "1.0.0"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.warns(UserWarning, match=r"begun with torch 1\.0\.0, now [0-9.+a-z]+: it may not"):
+        create(tmp_path, resume=True)
+
+
 def test_a_path_that_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="not a folder"):

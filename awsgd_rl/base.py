@@ -4,7 +4,8 @@ A proposal q covers a target p where q > 0 wherever p > 0; only then are weighte
 """
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,41 @@ class Proposal(nn.Module, ABC):
 
     conditional: bool = False
     """Whether a draw is conditioned on `given`. Others refuse `given`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # For a proposal inside another module. Public only from torch 2.5 on.
+        self._register_load_state_dict_pre_hook(  # type: ignore[no-untyped-call]
+            _check_state, with_module=True
+        )
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Loads what `state_dict` gave, as any module does.
+
+        Raises:
+          ValueError: if it is damaged, here or in a proposal within. Nothing is loaded then.
+          RuntimeError: PyTorch's own, if something is missing or of another shape.
+        """
+        for path, module in self.named_modules():
+            if isinstance(module, Proposal):
+                module._check_state(state_dict, f"{path}." if path else "")
+        return super().load_state_dict(state_dict, strict, assign)
+
+    def _check_state(self, state: Mapping[str, Any], prefix: str) -> None:
+        """Refuses a damaged state of this proposal alone, before any of it is loaded.
+
+        What is missing or of another shape is PyTorch's to refuse.
+        """
+        # A network of a user's may have infinite buffers, a mask.
+        for name in (*dict(self.named_parameters()), *self._buffers):
+            saved = state.get(prefix + name)
+            if isinstance(saved, Tensor) and not bool(saved.isfinite().all()):
+                raise ValueError(
+                    f"the state is damaged: {prefix}{name} has a NaN or infinite entry, expected "
+                    "finite numbers"
+                )
 
     @abstractmethod
     def log_prob(self, items: Tensor, *, given: Tensor | None = None) -> Tensor:
@@ -107,3 +143,8 @@ class Proposal(nn.Module, ABC):
                 f"{name} got {count} items and `given` of shape {tuple(given.shape)}, "
                 "expected one entry of `given` per item"
             )
+
+
+def _check_state(proposal: Proposal, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    # A function of the module, not a bound method: a deep copy must check itself.
+    proposal._check_state(state, prefix)

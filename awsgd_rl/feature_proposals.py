@@ -7,6 +7,7 @@
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -81,12 +82,14 @@ class FeatureSoftmaxProposal(Proposal):
         self.register_buffer("groups", _check_groups(groups, len(features)).clone())
         for name in ("_members", "_first", "_sizes"):
             self.register_buffer(name, torch.empty(0), persistent=False)
-        # Public only from torch 2.5 on.
-        self._register_load_state_dict_pre_hook(  # type: ignore[no-untyped-call]
-            _check_state, with_module=True
-        )
         self.register_load_state_dict_post_hook(_reload)  # type: ignore[no-untyped-call]
         self._sort()
+
+    def _check_state(self, state: Mapping[str, Any], prefix: str) -> None:
+        super()._check_state(state, prefix)
+        groups = state.get(prefix + "groups")
+        if isinstance(groups, Tensor) and groups.shape == self.groups.shape:
+            _check_groups(groups.to(self.groups.dtype), len(self.features))
 
     def set_groups(self, groups: Tensor) -> None:
         """Moves items to other groups, for features that change as the model learns.
@@ -139,13 +142,6 @@ class FeatureSoftmaxProposal(Proposal):
         self._members = torch.argsort(self.groups, stable=True)
         self._first = sizes.cumsum(0) - sizes
         self._sizes = sizes.to(torch.float64)
-
-
-def _check_state(module: Any, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    groups = state.get(prefix + "groups")
-    # What is missing or of another shape torch itself refuses.
-    if isinstance(groups, Tensor) and groups.shape == module.groups.shape:
-        _check_groups(groups.to(module.groups.dtype), len(module.features))
 
 
 def _reload(module: Any, _incompatible_keys: Any) -> None:

@@ -5,6 +5,7 @@ an item is found: it is found or not. So draws are uniform over what was found, 
 over all. No bucket is ever empty, and the number of items found is k, whatever the query.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -75,6 +76,19 @@ class NeighbourProposal(Proposal):
         places = neighbours * (2 if symmetric else 1)
         self.register_buffer("found", torch.full((places,), self.n, device=keys.device))
         self.register_buffer("found_count", torch.tensor(0, device=keys.device))
+
+    def _check_state(self, state: Mapping[str, Any], prefix: str) -> None:
+        super()._check_state(state, prefix)
+        found, count = state.get(prefix + "found"), state.get(prefix + "found_count")
+        if not isinstance(found, Tensor) or not isinstance(count, Tensor) or count.numel() != 1:
+            return
+        items, rest = found[: int(count)], found[int(count) :]
+        ascending = bool((items.diff() > 0).all() and (items >= 0).all() and (items < self.n).all())
+        if not 0 <= int(count) <= len(found) or not ascending or not bool((rest == self.n).all()):
+            raise ValueError(
+                f"the state is damaged, or of other keys: {prefix}found is no ascending list of "
+                f"some of the {self.n} items, filled up with {self.n}"
+            )
 
     def set_query(self, query: Tensor) -> None:
         """Search the query's neighbours; later draws go by them. Its length does not matter.

@@ -5,7 +5,7 @@ Densities are float64 log densities. No draw waits for the device; whatever must
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -51,6 +51,17 @@ class UniformProposal(Proposal):
         super().__init__()
         self.n = _check_size(n)
         self.register_buffer("log_density", torch.tensor(-math.log(n), dtype=torch.float64))
+
+    def _check_state(self, state: Mapping[str, Any], prefix: str) -> None:
+        super()._check_state(state, prefix)
+        saved, log_density = state.get(prefix + "log_density"), -math.log(self.n)
+        if not isinstance(saved, Tensor) or saved.numel() != 1:
+            return
+        if not math.isclose(float(saved), log_density, rel_tol=1e-14):
+            raise ValueError(
+                f"the state has log density {float(saved):.6g}, expected {log_density:.6g}: it is "
+                f"of another number of items than {self.n}"
+            )
 
     def log_prob(self, items: Tensor, *, given: Tensor | None = None) -> Tensor:
         """[B] −log n, and −inf outside 0 ... n − 1."""
@@ -130,12 +141,14 @@ class ClassProposal(Proposal):
         self.register_buffer("labels", labels.clone())
         for name in ("_members", "_first", "_sizes"):
             self.register_buffer(name, torch.empty(0), persistent=False)
-        # Public only from torch 2.5 on.
-        self._register_load_state_dict_pre_hook(  # type: ignore[no-untyped-call]
-            _check_state, with_module=True
-        )
         self.register_load_state_dict_post_hook(_reload_classes)  # type: ignore[no-untyped-call]
         self._sort(sizes)
+
+    def _check_state(self, state: Mapping[str, Any], prefix: str) -> None:
+        super()._check_state(state, prefix)
+        labels = state.get(prefix + "labels")
+        if isinstance(labels, Tensor) and labels.shape == self.labels.shape:
+            _class_sizes(labels.to(self.labels.dtype), len(self.tau))
 
     def _sort(self, sizes: Tensor) -> None:
         self._members = torch.argsort(self.labels, stable=True)
@@ -249,12 +262,16 @@ class MixtureProposal(Proposal):
                 f"got {len(components)} components and {len(shares)} shares, "
                 "expected one or more components and a share for each"
             )
-        values = check_scores(torch.tensor(list(shares), dtype=torch.float64), "shares")
-        if abs(values.sum().item() - 1.0) > 1e-9:
-            raise ValueError(f"shares sum to {values.sum().item():g}, expected 1")
+        values = _check_shares(torch.tensor(list(shares), dtype=torch.float64))
         self.components = nn.ModuleList(components)
         self.conditional = any(component.conditional for component in components)
         self.register_buffer("shares", values)
+
+    def _check_state(self, state: Mapping[str, Any], prefix: str) -> None:
+        super()._check_state(state, prefix)
+        shares = state.get(prefix + "shares")
+        if isinstance(shares, Tensor) and shares.shape == self.shares.shape:
+            _check_shares(shares.to(self.shares.dtype))
 
     def log_prob(self, items: Tensor, *, given: Tensor | None = None) -> Tensor:
         """[B] log Σ_k share_k q_k, differentiable in the τ of all components."""
@@ -289,6 +306,13 @@ def _is_stratified(proposal: Proposal) -> bool:
     return any(getattr(part, "stratified", False) for part in proposal.modules())
 
 
+def _check_shares(shares: Tensor) -> Tensor:
+    check_scores(shares, "shares")
+    if abs(shares.sum().item() - 1.0) > 1e-9:
+        raise ValueError(f"shares sum to {shares.sum().item():g}, expected 1")
+    return shares
+
+
 def _check_size(n: int) -> int:
     if n < 1:
         raise ValueError(f"n is {n}, expected at least 1 item")
@@ -306,13 +330,6 @@ def _class_sizes(labels: Tensor, n_classes: int) -> Tensor:
             f"{n_classes}: number the classes that occur from 0"
         )
     return sizes
-
-
-def _check_state(proposal: ClassProposal, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    labels = state.get(prefix + "labels")
-    # What is missing or of another shape torch itself refuses.
-    if isinstance(labels, Tensor) and labels.shape == proposal.labels.shape:
-        _class_sizes(labels.to(proposal.labels.dtype), len(proposal.tau))
 
 
 def _reload_classes(proposal: ClassProposal, _keys: object) -> None:

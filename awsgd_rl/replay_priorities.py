@@ -1,6 +1,6 @@
 """Priorities of a ring's slots as a proposal: q ∝ priority^α, mixed with uniform draws."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, final
 
 import numpy as np
@@ -221,13 +221,15 @@ class PriorityProposal(Proposal):
         return {"scores": self._tree.scores[: self.filled].clone(), "alpha": self.alpha}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Takes over what `get_extra_state` gave.
+        """Takes over what `get_extra_state` gave; `load_state_dict` has checked it."""
+        self.load(state["scores"])
 
-        Raises:
-          ValueError: if it is of another α or of more slots, or a score is not positive and finite.
-        """
+    def _check_state(self, state: Mapping[str, Any], prefix: str) -> None:
+        saved = state.get(prefix + "_extra_state")
+        if saved is None:
+            return
         # An older state does not say its α.
-        scores, alpha = state["scores"], state.get("alpha", self.alpha)
+        scores, alpha = saved["scores"], saved.get("alpha", self.alpha)
         if alpha != self.alpha:
             raise ValueError(
                 f"the state is of priorities with alpha {alpha}, expected {self.alpha}: make this "
@@ -243,7 +245,6 @@ class PriorityProposal(Proposal):
                 "the state is damaged: a score is not a positive, finite number, as each filled "
                 "slot's is"
             )
-        self.load(scores)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         before = torch.empty(0, device=self._tree.device)

@@ -15,7 +15,7 @@ random sizes: the ranks of small ones would wait for the others.)
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -187,13 +187,11 @@ class ShardedTableProposal(Proposal):
         return self.shard.to_tensor()
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Refuses the state of another shard.
+        """Nothing: the shard stays, and `load_state_dict` refuses the state of another one."""
 
-        Raises:
-          ValueError: if it is one. Nothing is loaded then.
-        """
-        saved = Shard.from_tensor(state)
-        if saved != self.shard:
+    def _check_state(self, state: Mapping[str, Any], prefix: str) -> None:
+        saved = state.get(prefix + "_extra_state")
+        if saved is not None and (saved := Shard.from_tensor(saved)) != self.shard:
             raise ValueError(
                 f"the state is of {saved}, expected {self.shard}: for other ranks make a new table "
                 "from `full_scores()` or `merge_states(...)`"

@@ -1,6 +1,7 @@
 """A proposal that is a table of scores, drawn and written in O(log N): see `sum_tree`."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -65,13 +66,16 @@ class TableProposal(Proposal):
         self.stratified = stratified
         self.register_buffer("scores", scores)
         self.register_buffer("filled_slots", torch.tensor(len(scores)))
-        # Public only from torch 2.5 on.
-        self._register_load_state_dict_pre_hook(  # type: ignore[no-untyped-call]
-            _check_state, with_module=True
-        )
         self.register_load_state_dict_post_hook(_reload)  # type: ignore[no-untyped-call]
         self._filled = len(scores)
         self._tree: SumTree | None = None
+
+    def _check_state(self, state: Mapping[str, Any], prefix: str) -> None:
+        scores, filled = state.get(prefix + "scores"), state.get(prefix + "filled_slots")
+        if isinstance(scores, Tensor) and scores.shape == self.scores.shape:
+            check_scores(scores.to(self.scores.dtype), "the loaded scores", self._largest)
+        if isinstance(filled, Tensor) and filled.numel() == 1:
+            _check_filled(int(filled), len(self.scores))
 
     @property
     def filled(self) -> int:
@@ -175,15 +179,6 @@ class TableProposal(Proposal):
 def _check_filled(filled: int, slots: int) -> None:
     if not 0 <= filled <= slots:
         raise ValueError(f"filled is {filled}, expected between 0 and the table's {slots} slots")
-
-
-def _check_state(module: Any, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    scores, filled = state.get(prefix + "scores"), state.get(prefix + "filled_slots")
-    # What is missing or of another shape torch itself refuses.
-    if isinstance(scores, Tensor) and scores.shape == module.scores.shape:
-        check_scores(scores.to(module.scores.dtype), "the loaded scores", module._largest)
-    if isinstance(filled, Tensor) and filled.numel() == 1:
-        _check_filled(int(filled), len(module.scores))
 
 
 def _reload(module: Any, _incompatible_keys: Any) -> None:

@@ -79,6 +79,25 @@ def test_state_is_restored_with_what_was_found() -> None:
 
 
 @pytest.mark.parametrize(
+    "damage",
+    [
+        {"found_count": torch.tensor(-1)},
+        {"found_count": torch.tensor(3)},
+        {"found_count": torch.tensor(100)},
+        {"found": torch.arange(18).flip(0)},
+        {"found": torch.arange(18) - 1},
+    ],
+)
+def test_a_damaged_state_is_refused(damage: dict[str, torch.Tensor]) -> None:
+    keys = random_keys()
+    made, other = (NeighbourProposal(keys, neighbours=9) for _ in range(2))
+    made.set_query(torch.ones(6))
+    with pytest.raises(ValueError, match="the state is damaged, or of other keys"):
+        other.load_state_dict({**made.state_dict(), **damage})
+    assert other.found_count.item() == 0
+
+
+@pytest.mark.parametrize(
     "settings",
     [{"neighbours": 0}, {"neighbours": 21}, {"uniform_share": -0.1}, {"index": "kd_tee"}],
 )

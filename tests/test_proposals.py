@@ -2,8 +2,9 @@
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -219,6 +220,15 @@ def draw(case: Case, proposal: Proposal, count: int, seed: int = 0) -> Draw:
     return proposal.draw(count, generator=generator(seed), given=case.given(count))
 
 
+def assert_same_state(state: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    for name, entry in expected.items():
+        if isinstance(entry, Tensor):
+            assert torch.equal(state[name], entry), name
+        else:
+            assert state[name].keys() == entry.keys()
+            assert torch.equal(state[name]["scores"], entry["scores"])
+
+
 @each
 class TestConformance:
     def test_probabilities_sum_to_one(self, case: Case) -> None:
@@ -347,6 +357,28 @@ class TestConformance:
         assert drawn.log_q.device.type == drawn.items.device.type == "meta"
 
     @pytest.mark.cuda
+    @pytest.mark.parametrize("within", [False, True])
+    def test_of_a_damaged_state_nothing_is_loaded(self, case: Case, within: bool) -> None:
+        proposal = case.make()
+        before = copy.deepcopy(proposal.state_dict())
+        other = {name: copy.deepcopy(entry) for name, entry in before.items()}
+        for name, _ in proposal.named_parameters():
+            other[name] += 1.0
+        floats = [
+            name
+            for name, entry in other.items()
+            if isinstance(entry, Tensor) and entry.is_floating_point()
+        ]
+        module = nn.ModuleDict({"q": proposal}) if within else proposal
+        for name in floats:
+            bad = {**other, name: torch.full_like(other[name], math.nan)}
+            with pytest.raises(ValueError, match=r"NaN|nan"):
+                module.load_state_dict({f"q.{k}": v for k, v in bad.items()} if within else bad)
+            if not within:  # another module loads part after part
+                assert_same_state(proposal.state_dict(), before)
+        proposal.load_state_dict(other)
+        assert_same_state(proposal.state_dict(), other)
+
     @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
     def test_on_cuda_without_waiting(self, case: Case) -> None:
         if not case.moves:
@@ -424,6 +456,12 @@ class TestUniform:
     def test_empty_is_refused(self) -> None:
         with pytest.raises(ValueError, match="n is 0"):
             UniformProposal(0)
+
+    def test_the_state_of_another_number_of_items_is_refused(self) -> None:
+        proposal = UniformProposal(3)
+        with pytest.raises(ValueError, match="of another number of items than 3"):
+            proposal.load_state_dict(UniformProposal(4).state_dict())
+        assert proposal.log_density.item() == -math.log(3)
 
 
 class TestClass:
@@ -525,6 +563,16 @@ class TestComposites:
         pairs = torch.cat([proposal.draw(2, generator=rng).items for _ in range(4000)])
         frequencies = torch.bincount(2 * pairs[:, 0] + pairs[:, 1], minlength=4) / len(pairs)
         assert ((frequencies - 0.25).abs() <= 5 * (0.25 * 0.75 / 4000) ** 0.5).all()
+
+    def test_a_state_with_other_than_shares_is_refused(self) -> None:
+        mixture = MixtureProposal([SoftmaxProposal(2), UniformProposal(2)], [0.4, 0.6])
+        for shares, message in (([0.5, 0.6], "sum to 1.1"), ([1.5, -0.5], "shares")):
+            state = with_random_tau(copy.deepcopy(mixture)).state_dict()
+            state["shares"] = torch.tensor(shares, dtype=torch.float64)
+            with pytest.raises(ValueError, match=message):
+                mixture.load_state_dict(state)
+            assert mixture.shares.tolist() == [0.4, 0.6]
+            assert next(mixture.parameters()).tolist() == [0.0, 0.0]
 
     def test_component_without_mass_at_an_item(self) -> None:
         mixture = MixtureProposal(

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from awsgd_rl import validation
 from awsgd_rl.adaptation import TableAdaptation
 from awsgd_rl.agents.agent import Agent
-from awsgd_rl.agents.config import NETWORK_DEFAULTS, AgentConfig
+from awsgd_rl.agents.config import NETWORK_DEFAULTS, AgentConfig, count_explored
 from awsgd_rl.agents.learner import compiled_grid
 from awsgd_rl.proposals import TableProposal
 from awsgd_rl.weights import importance_weights
@@ -161,9 +161,7 @@ class AWSGD(Agent):
     def update(self, n: int) -> dict[str, float]:
         """Learn from `n` fresh episodes, then from past ones."""
         learner = self.learner
-        share = self.exploration_share
-        # P_w draws one at least: else the weights would have no bound.
-        explored = n if share == 1.0 else min(round(share * n), n - 1)
+        explored = count_explored(self.exploration_share, n)
         fresh = learner.collect(n - explored, explored)
         weights, exploration_ratio = self.weigh(fresh, explored / n)
         weights, step_clip = self.truncate(weights)

@@ -83,6 +83,14 @@ def choose_seed(seed: int | None) -> int:
     return validation.require_integer("seed", seed, minimum=0)
 
 
+def count_explored(share: float, n: int) -> int:
+    """Return how many of `n` episodes the exploration policy draws.
+
+    P_w draws one at least, unless the share is 1: else the weights would have no bound.
+    """
+    return n if share == 1.0 else min(round(share * n), n - 1)
+
+
 def check_common(config: Any) -> None:
     """Refuse common options that are out of range; every default is filled in.
 

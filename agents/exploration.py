@@ -32,6 +32,7 @@ from torch import Tensor
 
 from awsgd_rl import validation, weighted_means
 from awsgd_rl.agents import engine, tables
+from awsgd_rl.agents.config import count_explored
 from awsgd_rl.agents.tables import COUNT, Floats, Ints, Rows, Table
 
 _LARGEST_GAIN = 1e100  # of new evidence over the first, before all is scaled back
@@ -318,7 +319,7 @@ def learn_exploration(
     room = engine.make_room(grid, min(batch_size, episodes))
     for begin in range(0, episodes, batch_size):
         n = min(batch_size, episodes - begin)
-        explored = min(round(share * n), n - 1)  # else the weights would have no bound
+        explored = count_explored(share, n)
         rows, _ = engine.rollout(
             grid,
             target,

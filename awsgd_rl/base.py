@@ -34,29 +34,20 @@ class Proposal(nn.Module, ABC):
 
     def __init__(self) -> None:
         super().__init__()
-        # For a proposal inside another module. Public only from torch 2.5 on.
+        # Functions of the module, not bound methods: a deep copy must check and follow itself.
+        # The first is public only from torch 2.5 on.
         self._register_load_state_dict_pre_hook(  # type: ignore[no-untyped-call]
-            _check_state, with_module=True
+            _before_loading, with_module=True
         )
-
-    def load_state_dict(
-        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
-    ) -> Any:
-        """Loads what `state_dict` gave, as any module does.
-
-        Raises:
-          ValueError: if it is damaged, here or in a proposal within. Nothing is loaded then.
-          RuntimeError: PyTorch's own, if something is missing or of another shape.
-        """
-        for path, module in self.named_modules():
-            if isinstance(module, Proposal):
-                module._check_state(state_dict, f"{path}." if path else "")
-        return super().load_state_dict(state_dict, strict, assign)
+        self.register_load_state_dict_post_hook(_after_loading)  # type: ignore[no-untyped-call]
 
     def _check_state(self, state: Mapping[str, Any], prefix: str) -> None:
-        """Refuses a damaged state of this proposal alone, before any of it is loaded.
+        """Refuses a damaged state of this proposal alone, before anything is loaded.
 
         What is missing or of another shape is PyTorch's to refuse.
+
+        Raises:
+          ValueError: if it is damaged.
         """
         # A network of a user's may have infinite buffers, a mask.
         for name in (*dict(self.named_parameters()), *self._buffers):
@@ -66,6 +57,9 @@ class Proposal(nn.Module, ABC):
                     f"the state is damaged: {prefix}{name} has a NaN or infinite entry, expected "
                     "finite numbers"
                 )
+
+    def _follow_state(self) -> None:
+        """Computes anew what follows from a state that has been loaded, and is not in it."""
 
     @abstractmethod
     def log_prob(self, items: Tensor, *, given: Tensor | None = None) -> Tensor:
@@ -145,6 +139,12 @@ class Proposal(nn.Module, ABC):
             )
 
 
-def _check_state(proposal: Proposal, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    # A function of the module, not a bound method: a deep copy must check itself.
-    proposal._check_state(state, prefix)
+def _before_loading(proposal: Proposal, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    # The outermost comes first, and checks those within too: of a damaged state nothing is loaded.
+    for path, part in proposal.named_modules():
+        if isinstance(part, Proposal):
+            part._check_state(state, f"{prefix}{path}." if path else prefix)
+
+
+def _after_loading(proposal: Proposal, _incompatible_keys: Any) -> None:
+    proposal._follow_state()

@@ -82,7 +82,6 @@ class FeatureSoftmaxProposal(Proposal):
         self.register_buffer("groups", _check_groups(groups, len(features)).clone())
         for name in ("_members", "_first", "_sizes"):
             self.register_buffer(name, torch.empty(0), persistent=False)
-        self.register_load_state_dict_post_hook(_reload)  # type: ignore[no-untyped-call]
         self._sort()
 
     def _check_state(self, state: Mapping[str, Any], prefix: str) -> None:
@@ -90,6 +89,9 @@ class FeatureSoftmaxProposal(Proposal):
         groups = state.get(prefix + "groups")
         if isinstance(groups, Tensor) and groups.shape == self.groups.shape:
             _check_groups(groups.to(self.groups.dtype), len(self.features))
+
+    def _follow_state(self) -> None:
+        self._sort()
 
     def set_groups(self, groups: Tensor) -> None:
         """Moves items to other groups, for features that change as the model learns.
@@ -142,11 +144,6 @@ class FeatureSoftmaxProposal(Proposal):
         self._members = torch.argsort(self.groups, stable=True)
         self._first = sizes.cumsum(0) - sizes
         self._sizes = sizes.to(torch.float64)
-
-
-def _reload(module: Any, _incompatible_keys: Any) -> None:
-    # A function of the module, not a closure over one: a deep copy must reload itself.
-    module._sort()
 
 
 def _check_groups(groups: Tensor, n_groups: int) -> Tensor:

@@ -12,8 +12,6 @@ with the query tend to have large gradients, and none of them has to be looked a
 What it gains and where it loses is in docs/hashing.md.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -105,9 +103,11 @@ class HashProposal(Proposal):
         self.register_buffer("codes", codes)
         # No item has the code −1: nothing is found yet.
         self.register_buffer("query_codes", torch.full_like(codes[0], -1))
-        self.register_load_state_dict_post_hook(_restore)  # type: ignore[no-untyped-call]
         for name in ("_order", "_first", "_starts", "_sizes", "_shares", "_densities"):
             self.register_buffer(name, None, persistent=False)
+        self._sort()
+
+    def _follow_state(self) -> None:
         self._sort()
 
     def set_query(self, query: Tensor) -> None:
@@ -290,8 +290,3 @@ def _check_rows(features: Tensor, values: Tensor, name: str) -> None:
             f"features has shape {tuple(features.shape)} and {name} {tuple(values.shape)}, "
             "expected [N, d] and [N]"
         )
-
-
-def _restore(module: Any, _incompatible_keys: Any) -> None:
-    # A function of the module, not a closure over one: a deep copy must restore itself.
-    module._sort()

@@ -141,7 +141,6 @@ class ClassProposal(Proposal):
         self.register_buffer("labels", labels.clone())
         for name in ("_members", "_first", "_sizes"):
             self.register_buffer(name, torch.empty(0), persistent=False)
-        self.register_load_state_dict_post_hook(_reload_classes)  # type: ignore[no-untyped-call]
         self._sort(sizes)
 
     def _check_state(self, state: Mapping[str, Any], prefix: str) -> None:
@@ -149,6 +148,9 @@ class ClassProposal(Proposal):
         labels = state.get(prefix + "labels")
         if isinstance(labels, Tensor) and labels.shape == self.labels.shape:
             _class_sizes(labels.to(self.labels.dtype), len(self.tau))
+
+    def _follow_state(self) -> None:
+        self._sort(_class_sizes(self.labels, len(self.tau)))
 
     def _sort(self, sizes: Tensor) -> None:
         self._members = torch.argsort(self.labels, stable=True)
@@ -330,8 +332,3 @@ def _class_sizes(labels: Tensor, n_classes: int) -> Tensor:
             f"{n_classes}: number the classes that occur from 0"
         )
     return sizes
-
-
-def _reload_classes(proposal: ClassProposal, _keys: object) -> None:
-    # Labels may come with the state, and only they are saved.
-    proposal._sort(_class_sizes(proposal.labels, len(proposal.tau)))

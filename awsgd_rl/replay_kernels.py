@@ -9,7 +9,8 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from awsgd_rl.sum_tree_kernels import _BITS, WIDTH, Floats, Ints, write
+from awsgd_rl.sum_tree import BITS, WIDTH
+from awsgd_rl.sum_tree_kernels import Floats, Ints, write
 
 Bools = NDArray[np.bool_]
 Bytes = NDArray[np.uint8]
@@ -212,7 +213,7 @@ def raise_maxima(nodes: Floats, starts: Ints, maxima: Floats, items: Ints) -> No
     for b in range(len(items)):
         child = items[b]
         for level in range(leaves - 1, -1, -1):
-            child >>= _BITS
+            child >>= BITS
             first = starts[level + 1] + child * WIDTH
             below = nodes if level + 1 == leaves else maxima
             largest = 0.0

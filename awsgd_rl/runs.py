@@ -110,9 +110,14 @@ class RunFolder:
         check_free(path, name, overwrite=overwrite or resume)
         settings = to_json(config)
         if resume:
-            folder = cls(path, name, settings, _started_of(path, name))
+            begun = read_config(path)
+            if begun.get("name") != name:
+                raise RunExistsError(
+                    f"{str(path)!r} holds a run of {begun.get('name')!r}, expected {name!r}"
+                )
+            _warn_of_other_versions(path, begun)
+            folder = cls(path, name, settings, str(begun["started"]))
             folder._clock = None  # how long it ran before nobody knows
-            _warn_of_other_versions(path)
             return folder
         started = datetime.now(UTC).isoformat(timespec="seconds")
         path.mkdir(parents=True, exist_ok=True)
@@ -221,7 +226,9 @@ def check_free(path: str | Path, name: str, *, overwrite: bool = False) -> None:
         raise ValueError(f"{str(path)!r} is not a folder: choose another path with --out")
     if is_run(path):
         if not overwrite:
-            resumable = _name_of(path) == name and name.partition(" ")[0] in _RESUMABLE
+            resumable = (
+                read_config(path).get("name") == name and name.partition(" ")[0] in _RESUMABLE
+            )
             resume = " --resume to go on with it," if resumable else ""
             raise RunExistsError(
                 f"{str(path)!r} already holds a run: pass --overwrite to replace it,{resume} or "
@@ -371,24 +378,16 @@ def _read_object(folder: Path, name: str) -> dict[str, Any]:
     return content
 
 
-def _started_of(path: Path, name: str) -> str:
-    old = _name_of(path)
-    if old != name:
-        raise RunExistsError(f"{str(path)!r} holds a run of {old!r}, expected {name!r}")
-    return str(read_config(path)["started"])
-
-
-def _warn_of_other_versions(path: Path) -> None:
+def _warn_of_other_versions(path: Path, begun: Mapping[str, Any]) -> None:
     """Tell whoever resumes a run that other packages may give it other numbers."""
-    config = read_config(path)
-    before = {"awsgd-rl": config.get("version"), "python": config.get("python")}
-    packages = config.get("packages")
+    packages = begun.get("packages")
+    before = {"awsgd-rl": begun.get("version"), "python": begun.get("python")}
     before |= packages if isinstance(packages, dict) else {}
     now = {"awsgd-rl": __version__, "python": platform.python_version(), **_package_versions()}
     others = [
-        f"{name} {before[name]}, now {now[name]}"
-        for name in now
-        if before.get(name, now[name]) != now[name]
+        f"{name} {before[name]}, now {version}"
+        for name, version in now.items()
+        if before.get(name, version) != version
     ]
     if others:
         warnings.warn(
@@ -396,10 +395,6 @@ def _warn_of_other_versions(path: Path) -> None:
             "a run that was never stopped",
             stacklevel=3,
         )
-
-
-def _name_of(path: Path) -> Any:
-    return read_config(path).get("name")
 
 
 def _remove_run_files(path: Path) -> None:

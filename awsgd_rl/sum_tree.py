@@ -16,7 +16,10 @@ from torch.nn.functional import pad
 from awsgd_rl.sampling import check_scores, cumulative_scores
 
 WIDTH = 16
-"""Children of a node."""
+"""Children of a node: two cache lines. 8 and 32 were slower. (Numba's cache of the kernels does not
+see a change here: remove it then.)"""
+BITS = WIDTH.bit_length() - 1
+"""So that the parent of child i is i >> BITS."""
 
 
 class SumTree:
@@ -200,7 +203,7 @@ class SumTree:
             if len(rows) <= len(items):
                 above[: len(rows)] = _row_sums(rows)
             else:
-                items = items >> _BITS
+                items = items >> BITS
                 above.index_copy_(0, items, _row_sums(rows.index_select(0, items)))
 
     def _share(self, uniform_share: float) -> Tensor:
@@ -215,7 +218,6 @@ class SumTree:
         return self._level(level).view(-1, WIDTH)
 
 
-_BITS = WIDTH.bit_length() - 1
 _LARGEST = torch.finfo(torch.float64).max
 
 

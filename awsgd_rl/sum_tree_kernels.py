@@ -7,14 +7,13 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from awsgd_rl.sum_tree import BITS, WIDTH
+
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 _jit = numba.njit(cache=True, nogil=True, error_model="numpy")
 
-WIDTH = 16
-"""Children of a node: two cache lines. 8 and 32 were slower."""
-_BITS = 4
 _FIRST_TOUCHED = 4
 """Level from which nodes may be outside the caches."""
 _LARGEST = float(np.finfo(np.float64).max)
@@ -109,7 +108,7 @@ def write(nodes: Floats, starts: Ints, n: int, items: Ints, scores: Floats) -> b
     end, shift = len(nodes), 0
     for level in range(len(starts) - 2, -1, -1):
         start, below = starts[level], starts[level + 1]
-        shift += _BITS
+        shift += BITS
         size = (end - below) // WIDTH
         if size <= len(items):
             for node in range(size):

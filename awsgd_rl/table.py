@@ -66,7 +66,6 @@ class TableProposal(Proposal):
         self.stratified = stratified
         self.register_buffer("scores", scores)
         self.register_buffer("filled_slots", torch.tensor(len(scores)))
-        self.register_load_state_dict_post_hook(_reload)  # type: ignore[no-untyped-call]
         self._filled = len(scores)
         self._tree: SumTree | None = None
 
@@ -76,6 +75,10 @@ class TableProposal(Proposal):
             check_scores(scores.to(self.scores.dtype), "the loaded scores", self._largest)
         if isinstance(filled, Tensor) and filled.numel() == 1:
             _check_filled(int(filled), len(self.scores))
+
+    def _follow_state(self) -> None:
+        self._tree = None
+        self.fill(int(self.filled_slots))
 
     @property
     def filled(self) -> int:
@@ -179,9 +182,3 @@ class TableProposal(Proposal):
 def _check_filled(filled: int, slots: int) -> None:
     if not 0 <= filled <= slots:
         raise ValueError(f"filled is {filled}, expected between 0 and the table's {slots} slots")
-
-
-def _reload(module: Any, _incompatible_keys: Any) -> None:
-    # A function of the module, not a closure over one: a deep copy must reload itself.
-    module._tree = None
-    module.fill(int(module.filled_slots))

@@ -198,9 +198,8 @@ STEPS = {"--steps": 1000, "--total-timesteps": 1000}
 def made_small(line: str) -> list[str]:
     """The words of a command, with less to do; one that goes on does what it was told before."""
     program, command, *words = shlex.split(line, comments=True)
-    sizes = {} if "--resume" in words else SMALL.get(command, {})
-    if "--rare" in words:  # has no number of episodes, but an error to reach
-        sizes = {}
+    # One with --rare has no number of episodes, but an error to reach.
+    sizes = {} if {"--resume", "--rare"} & set(words) else SMALL.get(command, {})
     for option, number in STEPS.items():
         if option in words:
             sizes = {k: v for k, v in sizes.items() if not k.endswith("episodes")}
@@ -241,9 +240,7 @@ def test_commands_run(
             if "--engine ray" in line and importlib.util.find_spec("ray") is None:
                 continue
             words = made_small(line)[1:]
-            quiet = [] if words[0].startswith("--") or "--help" in words else ["--quiet"]
-            if words[0] == "list":
-                quiet = []
+            quiet = [] if words[0] == "list" or "--help" in words else ["--quiet"]
             assert cli.main([*words, *quiet]) == cli.DONE, line
             assert opened or "--open" not in words
 
